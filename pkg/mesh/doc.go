@@ -1,0 +1,38 @@
+// Package mesh holds the nouns everything else talks about: nodes, peers'
+// keys, pod CIDRs, services, endpoints, and the State they make up together.
+//
+// Values only: nothing here reads a file, a kernel or an API. A State and all
+// that hangs on it is immutable once published; whoever wants another one
+// builds another one.
+package mesh
+
+// Names and numbers that are ours on every node. Whatever carries one of them
+// belongs to meshd; everything else belongs to somebody else.
+const (
+	// Device is the WireGuard device of a node.
+	Device = "mesh0"
+	// ListenPort is the UDP port of Device unless configured otherwise.
+	ListenPort = 51820
+	// PodLinkPrefix starts the name of every host side veth of a pod.
+	PodLinkPrefix = "msh"
+	// FirewallTable is the nft table (family inet) owned whole by meshd.
+	FirewallTable = "meshd"
+	// RouteProtocol marks the routes the datapath owns (rtnetlink rtm_protocol).
+	RouteProtocol = 77
+	// PodRouteProtocol marks the host routes to local pods, owned by the CNI plugin.
+	PodRouteProtocol = 78
+	// TunnelOverhead is what WireGuard over IPv6 adds to a packet, in bytes;
+	// over IPv4 it is 60, and the difference is not worth a second MTU.
+	TunnelOverhead = 80
+	// MinMTU is the smallest MTU IPv6 allows (RFC 8200 section 5).
+	MinMTU = 1280
+)
+
+// Annotations a node publishes about itself on its Node object.
+const (
+	// AnnotationPublicKey holds the WireGuard public key, base64.
+	AnnotationPublicKey = "meshd.dev/public-key"
+	// AnnotationEndpoints holds the underlay endpoints of the tunnel:
+	// comma-separated host:port, preferred first.
+	AnnotationEndpoints = "meshd.dev/endpoints"
+)
