@@ -1,0 +1,216 @@
+package cni
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/mesh"
+)
+
+// PluginType is the plugin's type in a network configuration and the name of
+// its binary.
+const PluginType = "mesh"
+
+// DefaultDataDir is where records live unless the configuration says otherwise.
+const DefaultDataDir = "/var/lib/meshd/cni"
+
+// Network is what a conflist says about the pods of this node.
+type Network struct {
+	// Name of the network; "meshd" if empty. Records live in DataDir/Name.
+	Name string
+	// PodCIDRs are this node's own, masked; pods get one address a family.
+	PodCIDRs []netip.Prefix
+	// MTU of the pods' interfaces in bytes; 0 leaves the kernel's default.
+	MTU int
+	// DataDir holds the records; DefaultDataDir if empty.
+	DataDir string
+	// ReadyFile, if set, makes STATUS depend on the daemon: see the plugin's README.
+	ReadyFile string
+}
+
+// conflist is the network configuration list of the CNI specification 1.1,
+// section 1. cniVersion stays at 1.0.0 because containerd 1.6 knows no later
+// one and knows no cniVersions either.
+type conflist struct {
+	CNIVersion  string           `json:"cniVersion"`
+	CNIVersions []string         `json:"cniVersions"`
+	Name        string           `json:"name"`
+	Plugins     []conflistPlugin `json:"plugins"`
+}
+
+type conflistPlugin struct {
+	Type         string          `json:"type"`
+	Ranges       []netip.Prefix  `json:"ranges"`
+	MTU          int             `json:"mtu,omitempty"`
+	DataDir      string          `json:"dataDir"`
+	ReadyFile    string          `json:"readyFile,omitempty"`
+	Capabilities map[string]bool `json:"capabilities"`
+}
+
+// WriteConflist makes path say n: by temporary file and rename, and only when
+// it says something else now. The runtime takes the network for ready from
+// then on, so write it when the datapath stands.
+func WriteConflist(path string, n Network) (changed bool, err error) {
+	text, err := n.conflist()
+	if err != nil {
+		return false, err
+	}
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
+		return false, nil
+	}
+	if err := replaceFile(path, bytes.NewReader(text), 0o644); err != nil {
+		return false, fmt.Errorf("write network configuration: %w", err)
+	}
+	return true, nil
+}
+
+func (n Network) conflist() ([]byte, error) {
+	if n.Name == "" {
+		n.Name = "meshd"
+	}
+	if n.DataDir == "" {
+		n.DataDir = DefaultDataDir
+	}
+	if err := n.validate(); err != nil {
+		return nil, fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	list := conflist{
+		CNIVersion:  "1.0.0",
+		CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"},
+		Name:        n.Name,
+		Plugins: []conflistPlugin{{
+			Type: PluginType, Ranges: n.PodCIDRs, MTU: n.MTU, DataDir: n.DataDir, ReadyFile: n.ReadyFile,
+			Capabilities: map[string]bool{"ips": true, "mac": true},
+		}},
+	}
+	text, err := json.MarshalIndent(list, "", "  ")
+	return append(text, '\n'), err
+}
+
+func (n Network) validate() error {
+	if len(n.PodCIDRs) == 0 {
+		return errors.New("no pod CIDR: want at least one")
+	}
+	for _, p := range n.PodCIDRs {
+		if err := validateRange(p); err != nil {
+			return fmt.Errorf("pod CIDR %s: %w", p, err)
+		}
+	}
+	if !filepath.IsAbs(n.DataDir) {
+		return fmt.Errorf("data directory %q: want an absolute path", n.DataDir)
+	}
+	return validateMTU(n.MTU, n.PodCIDRs)
+}
+
+// validateMTU refuses what the kernel would take and then silently run
+// without IPv6.
+func validateMTU(mtu int, ranges []netip.Prefix) error {
+	if mtu == 0 {
+		return nil
+	}
+	least := 576
+	for _, p := range ranges {
+		if p.Addr().Is6() {
+			least = mesh.MinMTU
+		}
+	}
+	if mtu < least || mtu > 65535 {
+		return fmt.Errorf("mtu %d: want %d to 65535, or 0 for the kernel's default", mtu, least)
+	}
+	return nil
+}
+
+// Install puts the plugin binary src into binDir as "mesh", by temporary file
+// and rename, and only when what is there differs: a runtime may be starting
+// it at this moment.
+func Install(src, binDir string) (changed bool, err error) {
+	dst := filepath.Join(binDir, PluginType)
+	want, err := hashFile(src)
+	if err != nil {
+		return false, fmt.Errorf("install plugin: %w", err)
+	}
+	have, err := hashFile(dst)
+	if err == nil && have == want && isExecutable(dst) {
+		return false, nil
+	}
+	if err := os.MkdirAll(binDir, 0o755); err != nil {
+		return false, fmt.Errorf("install plugin: %w", err)
+	}
+	f, err := os.Open(src)
+	if err != nil {
+		return false, fmt.Errorf("install plugin: %w", err)
+	}
+	defer f.Close()
+	if err := replaceFile(dst, f, 0o755); err != nil {
+		return false, fmt.Errorf("install plugin: %w", err)
+	}
+	return true, nil
+}
+
+func isExecutable(path string) bool { return unix.Access(path, unix.X_OK) == nil }
+
+func hashFile(path string) (sum [sha256.Size]byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return sum, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return sum, err
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+// replaceFile writes path so that a reader, and the disk after a power cut,
+// has the old content or the new one and nothing between.
+func replaceFile(path string, content io.Reader, mode fs.FileMode) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	done := false
+	defer func() {
+		f.Close()
+		if !done {
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err := io.Copy(f, content); err != nil {
+		return err
+	}
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	done = true
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,173 @@
+package cni
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"net/netip"
+	"strings"
+	"time"
+
+	"meshd.dev/pkg/mesh"
+)
+
+// Record is one attachment as its file has it.
+type Record struct {
+	// Network the attachment belongs to: the folder its file is in.
+	Network     string `json:"-"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifname"`
+	// Netns is the path the runtime gave; device and inode say which
+	// namespace was there then.
+	Netns       string `json:"netns"`
+	NetnsDevice uint64 `json:"netnsDevice"`
+	NetnsInode  uint64 `json:"netnsInode"`
+	// BootID of the kernel that holds the link (random/boot_id).
+	BootID string `json:"bootID"`
+	// Pod is empty when the runtime named none in CNI_ARGS.
+	Pod PodRef `json:"pod,omitzero"`
+	// Addresses of the pod, IPv4 first.
+	Addresses []netip.Addr `json:"addresses"`
+	// HostLink is the host's end of the veth pair.
+	HostLink string `json:"hostLink"`
+	// MAC of the pod's end.
+	MAC string `json:"mac"`
+	// Since is when the attachment was made, for people to read. Uptime is
+	// the same in CLOCK_BOOTTIME, for arithmetic: it never goes back.
+	Since  time.Time     `json:"since"`
+	Uptime time.Duration `json:"uptime"`
+	// Checksum is the CRC-32 (Castagnoli) of the record without it.
+	Checksum string `json:"checksum"`
+}
+
+// PodRef names the Kubernetes pod behind an attachment.
+type PodRef struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// HostLink names the host's end of an attachment's veth pair: "msh" and twelve
+// hex digits of a hash, as much as an interface name takes.
+func HostLink(containerID, ifName string) string {
+	h := attachmentHash(containerID, ifName)
+	return mesh.PodLinkPrefix + hex.EncodeToString(h[:6])
+}
+
+// podMAC is locally administered and the same each time an attachment is made.
+func podMAC(containerID, ifName string) [6]byte {
+	h := attachmentHash(containerID, ifName)
+	return [6]byte{0x0e, h[6], h[7], h[8], h[9], h[10]}
+}
+
+func attachmentHash(containerID, ifName string) [sha256.Size]byte {
+	return sha256.Sum256([]byte(containerID + "\x00" + ifName))
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (r Record) sum() string {
+	r.Checksum = ""
+	text, _ := json.Marshal(r) // plain values: cannot fail
+	return fmt.Sprintf("%08x", crc32.Checksum(text, castagnoli))
+}
+
+// encode is the content of r's file.
+func (r Record) encode() []byte {
+	r.Checksum = r.sum()
+	text, _ := json.MarshalIndent(r, "", "  ")
+	return append(text, '\n')
+}
+
+// errCorrupt marks records that cannot be trusted.
+var errCorrupt = errors.New("record is corrupt")
+
+// decodeRecord reads a record's content. Whatever is not exactly what encode
+// wrote for an attachment of that name is errCorrupt.
+func decodeRecord(name recordName, text []byte) (Record, error) {
+	var r Record
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&r); err != nil {
+		return Record{}, fmt.Errorf("%w: %w", errCorrupt, err)
+	}
+	if sum := r.sum(); r.Checksum != sum {
+		return Record{}, fmt.Errorf("%w: checksum %q, want %s", errCorrupt, r.Checksum, sum)
+	}
+	if have := r.name().String(); have != name.String() {
+		return Record{}, fmt.Errorf("%w: it is about %s", errCorrupt, have)
+	}
+	return r, nil
+}
+
+func (r Record) name() recordName {
+	return recordName{addresses: r.Addresses, ifName: r.IfName, containerID: r.ContainerID}
+}
+
+// recordName is a record's file name taken apart.
+type recordName struct {
+	addresses   []netip.Addr
+	ifName      string
+	containerID string
+	// corrupt is set for a record that was set aside.
+	corrupt bool
+}
+
+const (
+	corruptSuffix = ".corrupt"
+	// maxContainerID keeps file names under the 255 bytes a file system
+	// takes, with room for several addresses. Runtimes use 64.
+	maxContainerID = 128
+	// maxAddresses an attachment can have.
+	maxAddresses = 2
+)
+
+// An interface name may hold the comma that parts the fields.
+var (
+	escapeIfName   = strings.NewReplacer("%", "%25", ",", "%2C")
+	unescapeIfName = strings.NewReplacer("%25", "%", "%2C", ",")
+)
+
+func (n recordName) String() string {
+	var b strings.Builder
+	for _, a := range n.addresses {
+		b.WriteString(a.String())
+		b.WriteByte(',')
+	}
+	b.WriteString(escapeIfName.Replace(n.ifName))
+	b.WriteByte(',')
+	b.WriteString(n.containerID)
+	if n.corrupt {
+		b.WriteString(corruptSuffix)
+	}
+	return b.String()
+}
+
+// parseRecordName says whether a file's name is a record's.
+func parseRecordName(file string) (recordName, bool) {
+	var n recordName
+	file, n.corrupt = strings.CutSuffix(file, corruptSuffix)
+	fields := strings.Split(file, ",")
+	last := len(fields) - 1
+	if last < 2 || last-1 > maxAddresses {
+		return recordName{}, false
+	}
+	for _, f := range fields[:last-1] {
+		a, err := netip.ParseAddr(f)
+		if err != nil || a.Zone() != "" {
+			return recordName{}, false
+		}
+		n.addresses = append(n.addresses, a)
+	}
+	n.ifName, n.containerID = unescapeIfName.Replace(fields[last-1]), fields[last]
+	return n, n.ifName != "" && n.containerID != ""
+}
+
+// is says whether the record belongs to an attachment.
+func (n recordName) is(containerID, ifName string) bool {
+	return n.containerID == containerID && n.ifName == ifName
+}
