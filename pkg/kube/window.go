@@ -1,0 +1,293 @@
+// Package kube is the one window on cluster state: whatever serves the
+// Kubernetes API, the rest of a node sees an immutable mesh.State, and the
+// node's own record goes out through Publish.
+//
+// The last State is kept on disk, so that a node that boots while the API is
+// away still knows its peers and its services.
+package kube
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"meshd.dev/pkg/durable"
+	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/reconcile"
+	"meshd.dev/pkg/status"
+)
+
+// Config of a Window. Client is required.
+type Config struct {
+	Client kubernetes.Interface
+	// CacheFile keeps the last State; empty for none.
+	CacheFile string
+	Board     *status.Board
+	Log       *slog.Logger
+}
+
+// Window on cluster state. Use New.
+type Window struct {
+	cfg   Config
+	state atomic.Pointer[mesh.State]
+	loop  *reconcile.Loop
+
+	nodes, services, slices, namespaces cache.SharedIndexInformer
+
+	mu          sync.Mutex
+	subscribers []func()
+	dirty       map[key]bool // services to read again
+
+	known map[key]*mesh.Service // owned by the loop
+	saved *mesh.State           // what CacheFile holds; owned by save
+}
+
+type key struct{ namespace, name string }
+
+// byService indexes EndpointSlices by the service they are of.
+const byService = "service"
+
+// New makes a Window that already shows what CacheFile holds, if anything.
+func New(cfg Config) *Window {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	w := &Window{cfg: cfg, dirty: map[key]bool{}, known: map[key]*mesh.Service{}}
+	w.loop = reconcile.New(reconcile.Config{
+		Name: "kube", Do: w.rebuild, Settle: 2 * time.Millisecond, Resync: 10 * time.Minute, Log: cfg.Log,
+	})
+	w.load()
+	return w
+}
+
+// State is the newest one, nil before the first. It may come from disk.
+func (w *Window) State() *mesh.State { return w.state.Load() }
+
+// Subscribe has kick called after every change of State. kick must not block.
+func (w *Window) Subscribe(kick func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.subscribers = append(w.subscribers, kick)
+}
+
+// Run watches the API until ctx ends.
+func (w *Window) Run(ctx context.Context) error {
+	factory := informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(slim))
+	w.nodes = factory.Core().V1().Nodes().Informer()
+	w.services = factory.Core().V1().Services().Informer()
+	w.namespaces = factory.Core().V1().Namespaces().Informer()
+	w.slices = factory.Discovery().V1().EndpointSlices().Informer()
+	if err := w.slices.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
+		return err
+	}
+	if err := w.listen(); err != nil {
+		return err
+	}
+	factory.Start(ctx.Done())
+	defer factory.Shutdown()
+	w.cfg.Board.Fail("kube/sync", "the Kubernetes API has not answered yet", "is the server up and reachable? `meshctl kubectl get nodes` on it")
+	if !cache.WaitForCacheSync(ctx.Done(), w.nodes.HasSynced, w.services.HasSynced, w.slices.HasSynced, w.namespaces.HasSynced) {
+		return nil
+	}
+	w.cfg.Board.OK("kube/sync")
+	w.allDirty()
+	saved := make(chan struct{})
+	go func() { defer close(saved); w.save(ctx) }()
+	defer func() { <-saved }()
+	return w.loop.Run(ctx)
+}
+
+func (w *Window) listen() error {
+	kick := handler(func(any) { w.loop.Kick() })
+	service := handler(func(obj any) { w.mark(keyOf(obj)) })
+	slice := handler(func(obj any) { w.mark(serviceOfSlice(obj)) })
+	for informer, h := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{w.nodes: kick, w.namespaces: kick, w.services: service, w.slices: slice} {
+		if _, err := informer.AddEventHandler(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func handler(f func(any)) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    f,
+		UpdateFunc: func(old, obj any) { f(old); f(obj) },
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			f(obj)
+		},
+	}
+}
+
+// slim drops what nobody here reads, before it is kept.
+func slim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+	}
+	if n, ok := obj.(*corev1.Node); ok {
+		n.Status.Images = nil
+	}
+	return obj, nil
+}
+
+func indexByService(obj any) ([]string, error) {
+	k := serviceOfSlice(obj)
+	return []string{k.namespace + "/" + k.name}, nil
+}
+
+func serviceOfSlice(obj any) key {
+	s, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return key{}
+	}
+	return key{s.Namespace, s.Labels[discoveryv1.LabelServiceName]}
+}
+
+func keyOf(obj any) key {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return key{}
+	}
+	return key{m.GetNamespace(), m.GetName()}
+}
+
+func (w *Window) mark(k key) {
+	w.mu.Lock()
+	w.dirty[k] = true
+	w.mu.Unlock()
+	w.loop.Kick()
+}
+
+func (w *Window) allDirty() {
+	for _, obj := range w.services.GetStore().List() {
+		w.mark(keyOf(obj))
+	}
+}
+
+func (w *Window) rebuild(context.Context) error {
+	w.mu.Lock()
+	dirty := w.dirty
+	w.dirty = map[key]bool{}
+	subscribers := slices.Clone(w.subscribers)
+	w.mu.Unlock()
+
+	var errs []error
+	for k := range dirty {
+		errs = append(errs, w.refresh(k))
+	}
+	state := &mesh.State{Services: slices.SortedFunc(maps.Values(w.known), func(a, b *mesh.Service) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})}
+	for _, obj := range w.nodes.GetStore().List() {
+		node, err := NodeOf(obj.(*corev1.Node))
+		state.Nodes = append(state.Nodes, node)
+		errs = append(errs, err)
+	}
+	slices.SortFunc(state.Nodes, func(a, b mesh.Node) int { return cmp.Compare(a.Name, b.Name) })
+	state.Namespaces = slices.Sorted(slices.Values(w.namespaces.GetStore().ListKeys()))
+	w.cfg.Board.Report("kube/objects", errors.Join(errs...), "correct the object named; what could be read of it is in use")
+	if same(w.state.Load(), state) {
+		return nil
+	}
+	w.state.Store(state)
+	for _, kick := range subscribers {
+		kick()
+	}
+	return nil
+}
+
+// refresh reads one service again. An unchanged one keeps its pointer.
+func (w *Window) refresh(k key) error {
+	obj, exists, err := w.services.GetStore().GetByKey(k.namespace + "/" + k.name)
+	if err != nil || !exists {
+		delete(w.known, k)
+		return err
+	}
+	objs, err := w.slices.GetIndexer().ByIndex(byService, k.namespace+"/"+k.name)
+	if err != nil {
+		return err
+	}
+	list := make([]*discoveryv1.EndpointSlice, len(objs))
+	for i, o := range objs {
+		list[i] = o.(*discoveryv1.EndpointSlice)
+	}
+	svc, err := ServiceOf(obj.(*corev1.Service), list)
+	if old, ok := w.known[k]; !ok || !equalService(old, svc) {
+		w.known[k] = svc
+	}
+	return err
+}
+
+func (w *Window) load() {
+	if w.cfg.CacheFile == "" {
+		return
+	}
+	b, err := os.ReadFile(w.cfg.CacheFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	state := new(mesh.State)
+	if err == nil {
+		err = json.Unmarshal(b, state)
+	}
+	if err != nil {
+		w.cfg.Log.Warn("set aside the state on disk; the API will tell anew", "file", w.cfg.CacheFile, "err", err)
+		_ = os.Rename(w.cfg.CacheFile, w.cfg.CacheFile+".corrupt")
+		return
+	}
+	w.state.Store(state)
+	w.saved = state
+}
+
+// saveInterval bounds how much work a busy cluster makes for the disk.
+const saveInterval = 2 * time.Second
+
+func (w *Window) save(ctx context.Context) {
+	if w.cfg.CacheFile == "" {
+		return
+	}
+	ticker := time.NewTicker(saveInterval)
+	defer ticker.Stop()
+	for {
+		if state := w.state.Load(); state != w.saved {
+			err := w.write(state)
+			w.cfg.Board.Report("kube/cache", err, "free space on the disk, or mend the permissions of the state folder")
+			if err == nil {
+				w.saved = state
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (w *Window) write(state *mesh.State) error {
+	b, err := json.Marshal(state)
+	if err != nil {
+		return fmt.Errorf("keep state: %w", err)
+	}
+	_, err = durable.WriteFileIfChanged(w.cfg.CacheFile, b, 0o600)
+	return err
+}
