@@ -75,7 +75,7 @@ func (m *Mesh) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 	case index.Outside:
 		return plugin.NextOrFailure(Name, m.Next, ctx, w, r)
 	case index.NotReady:
-		count(reply.Code, false)
+		Count(reply.Code, false)
 		return dns.RcodeServerFailure, nil
 	case index.Missing:
 		if m.Fall.Through(state.Name()) {
@@ -85,7 +85,7 @@ func (m *Mesh) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 	if isTransfer(state.QType()) {
 		return dns.RcodeRefused, nil
 	}
-	count(reply.Code, len(reply.Answer) > 0)
+	Count(reply.Code, len(reply.Answer) > 0)
 	return m.write(ctx, state, reply)
 }
 

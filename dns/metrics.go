@@ -24,7 +24,9 @@ var (
 	answeredNotReady = answers.WithLabelValues("notready")
 )
 
-func count(code index.Code, records bool) {
+// Count counts one answer. The plugin calls it; so does a server that asks the
+// index without going through the plugin.
+func Count(code index.Code, records bool) {
 	switch {
 	case code == index.NotReady:
 		answeredNotReady.Inc()

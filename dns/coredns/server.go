@@ -12,11 +12,19 @@ package coredns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/miekg/dns"
+
+	mesh "meshd.dev/dns"
 	"meshd.dev/dns/index"
+	"meshd.dev/pkg/reconcile"
 	"meshd.dev/pkg/status"
 )
 
@@ -33,11 +41,11 @@ type Config struct {
 	// ResolvConf are files in the format of resolv.conf(5). The first that
 	// names a server other than ourselves says where foreign names are asked
 	// for. Default: /run/systemd/resolve/resolv.conf, /etc/resolv.conf. They
-	// are read again when they change.
+	// are read again every few seconds.
 	ResolvConf []string
 	// Upstreams are asked in place of what ResolvConf says.
 	Upstreams []netip.AddrPort
-	// TTL of records of the cluster; 5 seconds unless set.
+	// TTL of records of the cluster in whole seconds; 5 s unless set.
 	TTL time.Duration
 	// NoPods leaves out the names of pods.
 	NoPods bool
@@ -46,19 +54,118 @@ type Config struct {
 	Log   *slog.Logger
 }
 
+// The checks on the Board.
+const (
+	checkListening = "dns/listening"
+	checkUpstream  = "dns/upstream"
+	checkRecords   = "dns/records"
+)
+
 // Server answers DNS questions on the addresses of a node. Make one with New.
-type Server struct{}
+type Server struct {
+	cfg     Config
+	options index.Options
+	loop    *reconcile.Loop
+	// slots bounds the questions of all sockets that are in the chain.
+	slots   chan struct{}
+	clients clients
+
+	mu     sync.RWMutex
+	listen []netip.Addr
+	chain  *chain // answers what the index alone cannot; nil before Run
+
+	closing sync.WaitGroup // chains that were replaced
+
+	// The rest belongs to the loop.
+	sockets   map[netip.Addr]*socket
+	upstreams []netip.AddrPort
+}
+
+// maxWaiting is how many questions may wait for an upstream at a time. More
+// are dropped, and their clients ask again.
+const maxWaiting = 1024
 
 // New checks c; nothing is opened before Run.
 func New(c Config) (*Server, error) {
 	if c.Index == nil {
 		return nil, errors.New("dns server: no index")
 	}
-	return &Server{}, nil
+	if c.Zone != "" && strings.ToLower(dns.Fqdn(c.Zone)) != c.Index.Zone() {
+		return nil, fmt.Errorf("dns server: cluster domain %s, but the index holds %s", c.Zone, c.Index.Zone())
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Port == 0 {
+		c.Port = 53
+	}
+	if len(c.ResolvConf) == 0 {
+		c.ResolvConf = []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"}
+	}
+	if c.TTL == 0 {
+		c.TTL = mesh.DefaultTTL * time.Second
+	}
+	if c.TTL < 0 || c.TTL > time.Hour {
+		return nil, fmt.Errorf("dns server: ttl %s: want at most an hour", c.TTL)
+	}
+	s := &Server{
+		cfg:     c,
+		options: index.Options{TTL: uint32(c.TTL / time.Second), NoPods: c.NoPods, MaxSize: maxUDP},
+		slots:   make(chan struct{}, maxWaiting),
+		sockets: map[netip.Addr]*socket{},
+	}
+	s.loop = reconcile.New(reconcile.Config{
+		Name: "dns", Do: s.reconcile, Resync: 3 * time.Second, Log: c.Log,
+	})
+	s.SetListen(c.Listen)
+	return s, nil
 }
 
-// SetListen makes the server answer on addrs and on no others.
-func (s *Server) SetListen(addrs []netip.Addr) {}
+// SetListen makes the server answer on addrs and on no others. Addresses that
+// no device has are fine: the server answers there once one has.
+func (s *Server) SetListen(addrs []netip.Addr) {
+	s.mu.Lock()
+	s.listen = slices.Clone(addrs)
+	s.mu.Unlock()
+	s.cfg.Index.SetNameservers(addrs)
+	s.loop.Kick()
+}
 
-// Run answers until ctx ends.
-func (s *Server) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (s *Server) wanted() []netip.Addr {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.listen)
+}
+
+// Run answers until ctx ends. When it returns, the sockets are closed and the
+// questions that were under way are answered.
+func (s *Server) Run(ctx context.Context) error {
+	err := s.loop.Run(ctx)
+	for addr, sock := range s.sockets {
+		sock.close()
+		delete(s.sockets, addr)
+	}
+	s.replace(nil)
+	s.closing.Wait()
+	return err
+}
+
+// reconcile makes upstreams and sockets what they should be. Upstreams come
+// first, so that a socket never answers without a chain behind it.
+func (s *Server) reconcile(context.Context) error {
+	s.reportRecords()
+	upstreamErr := s.reconcileUpstreams()
+	if s.current() == nil {
+		return upstreamErr
+	}
+	return errors.Join(upstreamErr, s.reconcileSockets())
+}
+
+func (s *Server) reportRecords() {
+	if s.cfg.Index.Ready() {
+		s.cfg.Board.OK(checkRecords)
+		return
+	}
+	s.cfg.Board.Fail(checkRecords, "no state of the cluster was loaded yet; names of the cluster answer SERVFAIL",
+		"see whether the API server can be reached from this node")
+}

@@ -1,0 +1,245 @@
+package coredns
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"meshd.dev/dns/index"
+	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/status"
+)
+
+// The plan: the server answers on 127.0.0.1 (and ::1) on a free port; one
+// upstream, a small server of the test, knows example.com.
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func endpoints(n int) []mesh.Endpoint {
+	list := make([]mesh.Endpoint, n)
+	for i := range list {
+		list[i] = mesh.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Ready: true,
+			Ports: []mesh.EndpointPort{{Name: "sql", Protocol: mesh.TCP, Port: 5432}}}
+	}
+	return list
+}
+
+func testState() *mesh.State {
+	return &mesh.State{
+		Namespaces: []string{"shop"},
+		Services: []*mesh.Service{
+			{Namespace: "shop", Name: "away", ExternalName: "www.example.com"},
+			{Namespace: "shop", Name: "big", Headless: true, Endpoints: endpoints(1000)},
+			{Namespace: "shop", Name: "broken", ExternalName: "broken.example.com"},
+			{Namespace: "shop", Name: "db", Headless: true, Endpoints: endpoints(3)},
+			{Namespace: "shop", Name: "gone", ExternalName: "nothing.example.com"},
+			{Namespace: "shop", Name: "inside", ExternalName: "web.shop.svc.cluster.local."},
+			{Namespace: "shop", Name: "inside-none", ExternalName: "nothing.shop.svc.cluster.local"},
+			{Namespace: "shop", Name: "loop-a", ExternalName: "loop-b.shop.svc.cluster.local"},
+			{Namespace: "shop", Name: "loop-b", ExternalName: "loop-a.shop.svc.cluster.local"},
+			{Namespace: "shop", Name: "web", ClusterIPs: []netip.Addr{addr("10.96.0.20"), addr("fd00:10:96::20")},
+				Ports: []mesh.ServicePort{{Name: "http", Protocol: mesh.TCP, Port: 80}}},
+		},
+	}
+}
+
+func newIndex(t testing.TB) *index.Index {
+	t.Helper()
+	x, err := index.New(index.Config{Zone: "cluster.local"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Apply(testState())
+	return x
+}
+
+// upstream answers example.com: www has an address, nothing does not exist,
+// broken fails. It returns where it listens.
+func upstream(t testing.TB) netip.AddrPort {
+	t.Helper()
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := packets.LocalAddr().(*net.UDPAddr).AddrPort()
+	listener, err := net.Listen("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg)
+		m.SetReply(r)
+		switch name := strings.ToLower(r.Question[0].Name); {
+		case name == "www.example.com." && r.Question[0].Qtype == dns.TypeA:
+			rr, _ := dns.NewRR("www.example.com. 60 A 192.0.2.80")
+			m.Answer = []dns.RR{rr}
+		case name == "nothing.example.com.":
+			m.Rcode = dns.RcodeNameError
+		case name == "broken.example.com.":
+			m.Rcode = dns.RcodeServerFailure
+		case strings.HasSuffix(name, ".arpa."):
+			m.Rcode = dns.RcodeNameError
+		}
+		_ = w.WriteMsg(m)
+	})
+	for _, s := range []*dns.Server{{PacketConn: packets, Handler: handler}, {Listener: listener, Handler: handler}} {
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); _ = s.ActivateAndServe() }()
+		<-started
+		t.Cleanup(func() { _ = s.Shutdown(); <-stopped })
+	}
+	return at
+}
+
+// freePort is one nobody listens on.
+func freePort(t testing.TB) uint16 {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
+// start runs a server until the test ends and waits until it answers.
+func start(t testing.TB, c Config) *Server {
+	t.Helper()
+	if c.Index == nil {
+		c.Index = newIndex(t)
+	}
+	if c.Port == 0 {
+		c.Port = freePort(t)
+	}
+	if c.Board == nil {
+		c.Board = &status.Board{}
+	}
+	s, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if len(c.Listen) > 0 {
+		waitFor(t, c.Board, checkListening, true)
+	}
+	return s
+}
+
+// waitFor waits until a check is as healthy as wanted.
+func waitFor(t testing.TB, b *status.Board, name string, healthy bool) status.Check {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		for _, c := range b.Checks() {
+			if c.Name == name && c.Healthy == healthy {
+				return c
+			}
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s never became healthy=%t: %+v", name, healthy, b.Checks())
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) at(a netip.Addr) string { return netip.AddrPortFrom(a, s.cfg.Port).String() }
+
+func ask(t testing.TB, s *Server, network, name string, qtype uint16) *dns.Msg {
+	t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(name, qtype)
+	return exchange(t, s, network, m)
+}
+
+func exchange(t testing.TB, s *Server, network string, m *dns.Msg) *dns.Msg {
+	t.Helper()
+	c := &dns.Client{Net: network, Timeout: 10 * time.Second, UDPSize: 65535}
+	r, _, err := c.Exchange(m, s.at(s.wanted()[0]))
+	if err != nil {
+		t.Fatalf("%s: %v", m.Question[0].String(), err)
+	}
+	return r
+}
+
+// summary is the rcode and the answers, a word each.
+func summary(m *dns.Msg) string {
+	words := []string{dns.RcodeToString[m.Rcode]}
+	if m.Truncated {
+		words = append(words, "TC")
+	}
+	for _, rr := range m.Answer {
+		switch rr := rr.(type) {
+		case *dns.A:
+			words = append(words, rr.A.String())
+		case *dns.AAAA:
+			words = append(words, rr.AAAA.String())
+		case *dns.CNAME:
+			words = append(words, rr.Target)
+		default:
+			words = append(words, dns.TypeToString[rr.Header().Rrtype])
+		}
+	}
+	for _, rr := range m.Ns {
+		words = append(words, dns.TypeToString[rr.Header().Rrtype]+"="+rr.Header().Name)
+	}
+	return strings.Join(words, " ")
+}
+
+func TestAnswers(t *testing.T) {
+	s := start(t, Config{Listen: []netip.Addr{addr("127.0.0.1")}, Upstreams: []netip.AddrPort{upstream(t)}})
+	for _, c := range []struct {
+		name  string
+		qtype uint16
+		want  string
+	}{
+		{"web.shop.svc.cluster.local.", dns.TypeA, "NOERROR 10.96.0.20"},
+		{"web.shop.svc.cluster.local.", dns.TypeAAAA, "NOERROR fd00:10:96::20"},
+		{"web.shop.svc.cluster.local.", dns.TypeMX, "NOERROR SOA=cluster.local."},
+		{"_http._tcp.web.shop.svc.cluster.local.", dns.TypeSRV, "NOERROR SRV"},
+		{"none.shop.svc.cluster.local.", dns.TypeA, "NXDOMAIN SOA=cluster.local."},
+		{"none.shop.svc.cluster.local.", dns.TypeSRV, "NXDOMAIN SOA=cluster.local."},
+		{"cluster.local.", dns.TypeSOA, "NOERROR SOA"},
+		{"cluster.local.", dns.TypeNS, "NOERROR NS"},
+		{"cluster.local.", dns.TypeA, "NOERROR SOA=cluster.local."},
+		{"ns.dns.cluster.local.", dns.TypeA, "NOERROR 127.0.0.1"},
+		{"dns-version.cluster.local.", dns.TypeTXT, "NOERROR TXT"},
+		{"cluster.local.", dns.TypeAXFR, "REFUSED"},
+		{"20.0.96.10.in-addr.arpa.", dns.TypePTR, "NOERROR PTR"},
+		{"20.0.96.10.in-addr.arpa.", dns.TypeA, "NOERROR SOA=in-addr.arpa."},
+		{"1.2.0.192.in-addr.arpa.", dns.TypePTR, "NXDOMAIN"}, // the upstream's word
+		{"www.example.com.", dns.TypeA, "NOERROR 192.0.2.80"},
+		{"nothing.example.com.", dns.TypeA, "NXDOMAIN"},
+		{"away.shop.svc.cluster.local.", dns.TypeA, "NOERROR www.example.com. 192.0.2.80"},
+		{"away.shop.svc.cluster.local.", dns.TypeCNAME, "NOERROR www.example.com."},
+		{"inside.shop.svc.cluster.local.", dns.TypeA, "NOERROR web.shop.svc.cluster.local. 10.96.0.20"},
+		{"inside-none.shop.svc.cluster.local.", dns.TypeA, "NOERROR nothing.shop.svc.cluster.local. SOA=cluster.local."},
+		{"gone.shop.svc.cluster.local.", dns.TypeA, "NOERROR nothing.example.com."},
+		{"broken.shop.svc.cluster.local.", dns.TypeA, "SERVFAIL"},
+		{"loop-a.shop.svc.cluster.local.", dns.TypeA, "NOERROR loop-b.shop.svc.cluster.local. loop-a.shop.svc.cluster.local."},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			if got := summary(ask(t, s, network, c.name, c.qtype)); got != c.want {
+				t.Errorf("%s %s over %s: %s, want %s", c.name, dns.TypeToString[c.qtype], network, got, c.want)
+			}
+		}
+	}
+}
