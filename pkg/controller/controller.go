@@ -146,7 +146,7 @@ func (c *Controllers) Run(ctx context.Context) error {
 	for _, name := range left {
 		c.cfg.Log.Warn("controller left out: the API does not serve its resources", "controller", name)
 	}
-	ours := p.controllers(served)
+	ours := p.controllers()
 	p.start(ctx)
 	close(started)
 	for _, t := range theirs {
@@ -241,11 +241,11 @@ func (p *plane) shutdown() {
 }
 
 // controllers of our own, as functions that run until their context ends.
-func (p *plane) controllers(served func(schema.GroupVersionResource) bool) []func(context.Context) error {
+func (p *plane) controllers() []func(context.Context) error {
 	return []func(context.Context) error{
 		newNodeCIDR(p).Run,
 		newNodeLifecycle(p).Run,
-		newScheduler(p, served).Run,
+		newScheduler(p).Run,
 		newPodGC(p).Run,
 		newRootCA(p).Run,
 		newTokens(p).Run,
