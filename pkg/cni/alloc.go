@@ -2,13 +2,152 @@ package cni
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"meshd.dev/pkg/mesh"
 )
+
+// Error codes of our own; the specification leaves 100 and up to plugins.
+const (
+	// CodeExhausted: every address is taken.
+	CodeExhausted uint = 100
+	// CodeAddressTaken: a requested address belongs to another attachment.
+	CodeAddressTaken uint = 101
+	// CodeAttached: the attachment exists already.
+	CodeAttached uint = 102
+	// CodeDrift: CHECK found something other than ADD made.
+	CodeDrift uint = 103
+)
+
+// pool is all there is to know for choosing addresses.
+type pool struct {
+	ranges   []netip.Prefix
+	reserved []netip.Addr
+	// held says which attachment has an address.
+	held map[netip.Addr]recordName
+	// freed says when an address was last given back.
+	freed map[netip.Addr]time.Duration
+	// quarantine is how long an address rests after that.
+	quarantine time.Duration
+	now        time.Duration
+}
+
+// choose picks one address a family, IPv4 first: the requested ones, else one
+// that was never used, else the one that was given back first.
+func (p pool) choose(requested []netip.Addr) ([]netip.Addr, error) {
+	var chosen []netip.Addr
+	for _, is4 := range []bool{true, false} {
+		ranges := p.of(is4)
+		i := slices.IndexFunc(requested, func(a netip.Addr) bool { return a.Is4() == is4 })
+		switch {
+		case i >= 0:
+			if err := p.mayRequest(requested[i]); err != nil {
+				return nil, err
+			}
+			chosen = append(chosen, requested[i])
+		case len(ranges) > 0:
+			a, err := p.next(ranges)
+			if err != nil {
+				return nil, err
+			}
+			chosen = append(chosen, a)
+		}
+	}
+	return chosen, nil
+}
+
+func (p pool) of(is4 bool) []netip.Prefix {
+	var out []netip.Prefix
+	for _, r := range p.ranges {
+		if r.Addr().Is4() == is4 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// mayRequest: an address in quarantine may be asked for by name; whoever does
+// wants that one back.
+func (p pool) mayRequest(a netip.Addr) error {
+	in := slices.IndexFunc(p.ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+	if in < 0 {
+		return types.NewError(types.ErrInvalidNetworkConfig, "invalid requested address",
+			fmt.Sprintf("%s is in none of the ranges %v", a, p.ranges))
+	}
+	if !usable(p.ranges[in], a) || slices.Contains(p.reserved, a) {
+		return types.NewError(types.ErrInvalidNetworkConfig, "invalid requested address",
+			fmt.Sprintf("%s is reserved in %s", a, p.ranges[in]))
+	}
+	if by, taken := p.held[a]; taken {
+		return types.NewError(CodeAddressTaken, "requested address is taken",
+			fmt.Sprintf("%s belongs to %s of container %s", a, by.ifName, by.containerID))
+	}
+	return nil
+}
+
+func (p pool) next(ranges []netip.Prefix) (netip.Addr, error) {
+	for _, r := range ranges {
+		if a, ok := p.neverUsed(r); ok {
+			return a, nil
+		}
+	}
+	a, at, ok := p.firstFreed(ranges)
+	if !ok {
+		return a, types.NewError(CodeExhausted, "no free address",
+			fmt.Sprintf("all addresses of %v are taken: delete pods or give the node a larger pod CIDR", ranges))
+	}
+	if rest := p.quarantine - (p.now - at); rest > 0 {
+		return a, types.NewError(types.ErrTryAgainLater, "no free address yet",
+			fmt.Sprintf("all free addresses of %v were given back a moment ago; the first can be used again in %s", ranges, rest.Round(time.Millisecond)))
+	}
+	return a, nil
+}
+
+// neverUsed finds the lowest address that is neither held nor known from
+// before. It looks at no more addresses than those are.
+func (p pool) neverUsed(r netip.Prefix) (netip.Addr, bool) {
+	for a := mesh.MeshAddr(r).Next(); usable(r, a); a = a.Next() {
+		_, held := p.held[a]
+		_, freed := p.freed[a]
+		if !held && !freed && !slices.Contains(p.reserved, a) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func (p pool) firstFreed(ranges []netip.Prefix) (first netip.Addr, at time.Duration, ok bool) {
+	for a, t := range p.freed {
+		if _, held := p.held[a]; held || slices.Contains(p.reserved, a) {
+			continue
+		}
+		if ok && (t > at || t == at && first.Less(a)) {
+			continue
+		}
+		if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return usable(r, a) }) {
+			first, at, ok = a, t, true
+		}
+	}
+	return first, at, ok
+}
+
+// usable says whether a pod can have the address: not the network's own, not
+// the node's (mesh.MeshAddr), not IPv4's broadcast.
+func usable(r netip.Prefix, a netip.Addr) bool {
+	return r.Contains(a) && a != r.Addr() && a != mesh.MeshAddr(r) && (a.Is6() || r.Contains(a.Next()))
+}
 
 func validateRange(p netip.Prefix) error {
 	switch {
 	case !p.IsValid():
 		return errors.New("not a prefix: want one like 10.244.1.0/24")
+	case p.Addr().Is4In6():
+		return errors.New("an IPv4 prefix written as IPv6: want one like 10.244.1.0/24")
 	case p != p.Masked():
 		return errors.New("address bits set behind the prefix: want " + p.Masked().String())
 	case p.Addr().BitLen()-p.Bits() < 2:

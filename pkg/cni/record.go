@@ -68,6 +68,25 @@ func attachmentHash(containerID, ifName string) [sha256.Size]byte {
 	return sha256.Sum256([]byte(containerID + "\x00" + ifName))
 }
 
+// alias is what "ip link" shows beside the host's end. It says enough to know
+// whose link it is without the record.
+func (r Record) alias() string {
+	return strings.TrimRight(fmt.Sprintf("%s %s %s/%s", r.ContainerID, r.IfName, r.Pod.Namespace, r.Pod.Name), "/ ")
+}
+
+// parseAlias reads back what alias wrote.
+func parseAlias(s string) (Record, bool) {
+	fields := strings.Split(s, " ") // an interface name has none
+	if len(fields) < 2 || fields[0] == "" || fields[1] == "" {
+		return Record{}, false
+	}
+	r := Record{ContainerID: fields[0], IfName: fields[1], HostLink: HostLink(fields[0], fields[1])}
+	if len(fields) > 2 {
+		r.Pod.Namespace, r.Pod.Name, _ = strings.Cut(fields[2], "/")
+	}
+	return r, true
+}
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (r Record) sum() string {

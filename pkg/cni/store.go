@@ -1,0 +1,409 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names in a network's folder beside the records.
+const (
+	lockFile   = "lock"
+	bootFile   = "boot"
+	freedDir   = "freed"
+	tempPrefix = ".tmp-"
+)
+
+// maxFreed bounds how many freed attachments are remembered. An address that
+// drops out counts as never used, which is what the one freed longest ago is
+// next to.
+const maxFreed = 512
+
+// store is the folder of one network.
+type store struct {
+	dir     string
+	network string
+}
+
+func openStore(dataDir, network string) store {
+	return store{dir: filepath.Join(dataDir, network), network: network}
+}
+
+func (s store) path(name string) string { return filepath.Join(s.dir, name) }
+
+// lock keeps others from choosing addresses. The kernel lets go of it when
+// the process ends, however it ends.
+func (s store) lock() (unlock func(), err error) {
+	if err := os.MkdirAll(s.path(freedDir), 0o755); err != nil {
+		return nil, fmt.Errorf("make state folder: %w", err)
+	}
+	f, err := os.OpenFile(s.path(lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock state folder: %w", err)
+	}
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock state folder: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// names reads the records' names. A folder that is not there has none.
+func (s store) names() (names []recordName, stale []string, err error) {
+	files, err := readNames(s.dir)
+	for _, file := range files {
+		if n, ok := parseRecordName(file); ok {
+			names = append(names, n)
+		} else if strings.HasPrefix(file, tempPrefix) {
+			stale = append(stale, file)
+		}
+	}
+	return names, stale, err
+}
+
+func readNames(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state folder: %w", err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("read state folder: %w", err)
+	}
+	return names, nil
+}
+
+// find gives the record of an attachment.
+func (s store) find(containerID, ifName string) (recordName, bool, error) {
+	names, _, err := s.names()
+	if i := slices.IndexFunc(names, func(n recordName) bool { return n.is(containerID, ifName) }); i >= 0 {
+		return names[i], true, nil
+	}
+	return recordName{}, false, err
+}
+
+// held is a record that this process alone works on.
+type held struct {
+	store store
+	name  recordName
+	f     *os.File
+}
+
+// errBusy: another process works on the attachment.
+var errBusy = errors.New("another ADD or DEL of this attachment is at work")
+
+// errGone: the record went away before it could be held.
+var errGone = errors.New("record is gone")
+
+// hold locks a record; how is unix.LOCK_EX, with unix.LOCK_NB not to wait.
+func (s store) hold(name recordName, how int) (*held, error) {
+	path := s.path(name.String())
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open record: %w", err)
+	}
+	if err := flock(f, how); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errBusy
+		}
+		return nil, fmt.Errorf("lock record: %w", err)
+	}
+	if !isAt(f, path) { // freed while we waited
+		f.Close()
+		return nil, errGone
+	}
+	return &held{store: s, name: name, f: f}, nil
+}
+
+func isAt(f *os.File, path string) bool {
+	have, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(have, there)
+}
+
+// release lets others work on the record.
+func (h *held) release() { h.f.Close() }
+
+// maxRecord bounds what is read of a record; real ones have about 600 bytes.
+const maxRecord = 64 << 10
+
+func (h *held) read() (Record, error) {
+	text, err := io.ReadAll(io.LimitReader(io.NewSectionReader(h.f, 0, maxRecord), maxRecord))
+	if err != nil {
+		return Record{}, fmt.Errorf("read record: %w", err)
+	}
+	r, err := decodeRecord(h.name, text)
+	r.Network = h.store.network
+	return r, err
+}
+
+// free gives the addresses back. They rest in quarantine. Nothing is synced:
+// a power cut that undoes the rename also ends the boot the record is of.
+func (h *held) free() error {
+	to := filepath.Join(h.store.dir, freedDir, fmt.Sprintf("%020d,%s", uptime(), h.name))
+	err := os.Rename(h.store.path(h.name.String()), to)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
+			err = os.Rename(h.store.path(h.name.String()), to)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("give back %s: %w", h.name, err)
+	}
+	return nil
+}
+
+// discard removes a record whose addresses nobody ever saw.
+func (h *held) discard() error {
+	if err := os.Remove(h.store.path(h.name.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove record %s: %w", h.name, err)
+	}
+	return nil
+}
+
+// setAside takes a corrupt record out of use, but not its addresses.
+func (h *held) setAside() error {
+	if h.name.corrupt {
+		return nil
+	}
+	from := h.store.path(h.name.String())
+	h.name.corrupt = true
+	if err := os.Rename(from, h.store.path(h.name.String())); err != nil {
+		return fmt.Errorf("set aside corrupt record: %w", err)
+	}
+	return nil
+}
+
+// freed reads what was given back: the names of files, those given back first
+// first, and the last time for each address.
+func (s store) freed() (files []string, at map[netip.Addr]time.Duration, err error) {
+	files, err = readNames(s.path(freedDir))
+	slices.Sort(files) // they start with a time of fixed width
+	at = make(map[netip.Addr]time.Duration, 2*len(files))
+	for _, file := range files {
+		when, rest, _ := strings.Cut(file, ",")
+		t, err := strconv.ParseInt(when, 10, 64)
+		n, ok := parseRecordName(rest)
+		if err != nil || !ok {
+			continue
+		}
+		for _, a := range n.addresses {
+			at[a] = time.Duration(t)
+		}
+	}
+	return files, at, err
+}
+
+// request is what a new attachment wants from the store.
+type request struct {
+	record     Record // without addresses
+	ranges     []netip.Prefix
+	reserved   []netip.Addr
+	requested  []netip.Addr
+	quarantine time.Duration
+}
+
+// errExists comes with the held record of an attachment that is there already.
+var errExists = errors.New("attachment has a record already")
+
+// reserve chooses addresses and puts the record on disk, synced: only then may
+// the kernel be touched. reused says whether an address had another pod in
+// this boot.
+func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return nil, r, false, err
+	}
+	defer unlock()
+	if _, _, err := s.enterBoot(q.record.BootID); err != nil {
+		return nil, r, false, err
+	}
+	// Records first: DEL moves one to freed without the lock, and so it is
+	// seen at least once.
+	names, stale, err := s.names()
+	if err != nil {
+		return nil, r, false, err
+	}
+	s.removeStale(stale)
+	p := pool{ranges: q.ranges, reserved: q.reserved, quarantine: q.quarantine, now: uptime(), held: make(map[netip.Addr]recordName, 2*len(names))}
+	for _, n := range names {
+		if n.is(q.record.ContainerID, q.record.IfName) {
+			if h, err = s.hold(n, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+				err = errExists
+			}
+			return h, r, false, err
+		}
+		for _, a := range n.addresses {
+			p.held[a] = n
+		}
+	}
+	var files []string
+	if files, p.freed, err = s.freed(); err != nil {
+		return nil, r, false, err
+	}
+	s.forget(files)
+	r = q.record
+	if r.Addresses, err = p.choose(q.requested); err != nil {
+		return nil, r, false, err
+	}
+	for _, a := range r.Addresses {
+		_, was := p.freed[a]
+		reused = reused || was
+	}
+	r.Network, r.Since, r.Uptime = s.network, time.Now().UTC().Truncate(time.Second), p.now
+	h, err = s.create(r)
+	return h, r, reused, err
+}
+
+// create writes a record, locked from before it can be seen.
+func (s store) create(r Record) (*held, error) {
+	temp := s.path(tempPrefix + strconv.Itoa(os.Getpid()))
+	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	done := false
+	h := &held{store: s, name: r.name(), f: f}
+	final := s.path(h.name.String())
+	defer func() {
+		if !done {
+			os.Remove(temp)
+			os.Remove(final)
+			f.Close()
+		}
+	}()
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("lock record: %w", err)
+	}
+	if _, err := f.Write(r.encode()); err != nil {
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	if err := os.Rename(temp, final); err != nil {
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	if err := syncDir(s.dir); err != nil {
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	done = true
+	return h, nil
+}
+
+// removeStale: temporary files are made under the lock, so that whoever has
+// the lock sees only those of the dead.
+func (s store) removeStale(files []string) {
+	for _, file := range files {
+		_ = os.Remove(s.path(file)) // the next one tries again
+	}
+}
+
+// forget keeps freed/ bounded.
+func (s store) forget(files []string) {
+	for _, file := range files[:max(0, len(files)-maxFreed)] {
+		_ = os.Remove(filepath.Join(s.dir, freedDir, file))
+	}
+}
+
+// enterBoot voids the records of other boots. Call it with the lock. It reads
+// one small file unless the boot is new.
+func (s store) enterBoot(bootID string) (voided []Record, corrupt []string, err error) {
+	if have, err := os.ReadFile(s.path(bootFile)); err == nil && strings.TrimSpace(string(have)) == bootID {
+		return nil, nil, nil
+	}
+	voided, corrupt, err = s.voidOtherBoots(bootID)
+	if err != nil {
+		return voided, corrupt, err
+	}
+	temp := s.path(tempPrefix + bootFile)
+	if err := os.WriteFile(temp, []byte(bootID+"\n"), 0o644); err != nil {
+		return voided, corrupt, fmt.Errorf("write boot ID: %w", err)
+	}
+	if err := os.Rename(temp, s.path(bootFile)); err != nil {
+		return voided, corrupt, fmt.Errorf("write boot ID: %w", err)
+	}
+	return voided, corrupt, nil
+}
+
+// voidOtherBoots removes records of other boots and all that was freed then,
+// and sets corrupt ones aside.
+func (s store) voidOtherBoots(bootID string) (voided []Record, corrupt []string, err error) {
+	names, _, err := s.names()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range names {
+		h, err := s.hold(n, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, errBusy) || errors.Is(err, errGone) {
+			continue // at work now, so of this boot
+		}
+		if err != nil {
+			return voided, corrupt, err
+		}
+		r, readErr := h.read()
+		switch {
+		case readErr != nil:
+			err = h.setAside()
+			corrupt = append(corrupt, s.path(h.name.String()))
+		case r.BootID != bootID:
+			err = h.discard()
+			voided = append(voided, r)
+		}
+		h.release()
+		if err != nil {
+			return voided, corrupt, err
+		}
+	}
+	files, err := readNames(s.path(freedDir))
+	for _, file := range files {
+		_ = os.Remove(filepath.Join(s.dir, freedDir, file))
+	}
+	return voided, corrupt, err
+}
+
+// uptime is CLOCK_BOOTTIME: it goes on in suspend and never goes back.
+func uptime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+func readBootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
