@@ -1,0 +1,32 @@
+// Package nodeauth says what the agent of a node may do: what it needs for the
+// pods bound to it, and nothing about any other node. An agent is the user
+// system:node:NAME in the group system:nodes.
+//
+// Wiring:
+//
+//	index := nodeauth.NewIndex()
+//	pods, _ := factory.Core().V1().Pods().Informer().AddEventHandler(index.Pods())
+//	claims, _ := factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(index.Claims())
+//	index.SyncedBy(pods.HasSynced, claims.HasSynced)
+//	authz := union.New(nodeauth.NewAuthorizer(index), rbac)      // before RBAC
+//	admit := admission.NewChainHandler(..., nodeauth.NewAdmission(index))
+//
+// The authorizer decides by names only, from the table in rules.go; the
+// admission plugin looks at what is written: a node cannot give itself pod
+// CIDRs, taints, protected labels or owners, touch another Node, Lease or Pod,
+// or get a token for a service account none of its pods uses.
+//
+// Nothing that depends on pods is allowed before the index is synced. The
+// authorizer answers NoOpinion, not Deny, to what it does not allow, so that
+// the roles of every authenticated user (discovery, self reviews) still come
+// from RBAC; do not bind a role with secrets to system:authenticated. A member
+// of system:nodes without a node's name is denied everything.
+//
+// An agent learns of a pod from its watch and may ask for the pod's Secrets
+// before the index has heard of it. The authorizer therefore waits up to a
+// second for the index to change before it refuses what depends on pods.
+//
+// Not allowed, where a kubelet is: creating mirror pods, TokenReview and
+// SubjectAccessReview (the agent trusts the client CA), CSI objects, DRA,
+// certificate requests (certificates come from the join handler).
+package nodeauth
