@@ -16,11 +16,20 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"meshd.dev/pkg/datapath/firewall"
+	"meshd.dev/pkg/datapath/route"
+	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/reconcile"
 	"meshd.dev/pkg/status"
 )
 
@@ -88,8 +97,20 @@ func (c *Config) setDefaults() error {
 }
 
 // Datapath keeps this node's kernel as the cluster state wants it. Use New.
+// Its methods may be called from any goroutine.
 type Datapath struct {
-	cfg Config
+	cfg      Config
+	device   *wireguard.Device
+	firewall *firewall.Table
+	loop     *reconcile.Loop
+	mtu      atomic.Int64
+	tunnels  tunnels
+
+	// Of the loop alone.
+	told     Network
+	toldOnce bool
+	checks   map[string]bool // tunnel checks on the board
+	timer    *time.Timer     // of the second look for flows
 }
 
 // New loads or makes the private key; nothing in the kernel changes yet.
@@ -97,25 +118,122 @@ func New(cfg Config) (*Datapath, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	return &Datapath{cfg: cfg}, nil
+	device, err := wireguard.New(wireguard.Options{
+		Name: cfg.Device, StateDir: cfg.StateDir, LogDir: cfg.RunDir, SpawnUserspace: cfg.SpawnUserspace, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("datapath: %w", err)
+	}
+	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log), checks: map[string]bool{}}
+	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Log: cfg.Log})
+	if old := device.CorruptKey(); old != "" {
+		cfg.Log.Error("private key was corrupt", "moved to", old)
+		cfg.Board.Fail("datapath/key", "the private key file was corrupt; it was moved to "+old+" and a new key was made",
+			"look why the disk lost it; peers learn the new key by themselves, and this line goes away with the next start")
+	}
+	return d, nil
 }
 
 // Kick says that the state changed. It never blocks.
-func (d *Datapath) Kick() {}
+func (d *Datapath) Kick() { d.loop.Kick() }
+
+// PublicKey of this node; others need it before they can talk to us.
+func (d *Datapath) PublicKey() mesh.Key { return d.device.PublicKey() }
+
+// MTU of the device as last applied; 0 before.
+func (d *Datapath) MTU() int { return int(d.mtu.Load()) }
 
 // Run applies the state, again on every Kick and whenever somebody else
 // changes what is ours, until ctx ends. The device and all rules stay.
-func (d *Datapath) Run(ctx context.Context) error { <-ctx.Done(); return nil }
-
-// PublicKey of this node; others need it before they can talk to us.
-func (d *Datapath) PublicKey() mesh.Key { return mesh.Key{} }
-
-// MTU of the device as last applied; 0 before.
-func (d *Datapath) MTU() int { return 0 }
-
-// Tunnels as they are now, a line a peer, sorted by name.
-func (d *Datapath) Tunnels() []status.Tunnel { return nil }
+func (d *Datapath) Run(ctx context.Context) error {
+	d.timer = time.AfterFunc(time.Hour, d.loop.Kick)
+	defer d.timer.Stop()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return watch(ctx, d.cfg.Device, d.loop.Kick, d.cfg.Log) })
+	group.Go(func() error { return d.loop.Run(ctx) })
+	return group.Wait()
+}
 
 // Plan lists what Run would do now, as the commands a person would type.
 // Nothing changes.
-func (d *Datapath) Plan() ([]string, error) { return nil, nil }
+func (d *Datapath) Plan() ([]string, error) {
+	wish, err := d.wish()
+	if err != nil {
+		return nil, err
+	}
+	fw, err1 := d.firewall.Plan(wish.Firewall)
+	wg, err2 := d.device.Plan(wish.WireGuard)
+	rt, err3 := route.Plan(wish.Route)
+	return slices.Concat(fw, wg, rt), errors.Join(err1, err2, err3)
+}
+
+// errNoState: nothing may be decided, least of all what to remove.
+var errNoState = errors.New("the state of the cluster is not known yet")
+
+func (d *Datapath) wish() (Wish, error) {
+	state := d.cfg.Source.State()
+	if state == nil {
+		return Wish{}, errNoState
+	}
+	return Compute(state, d.cfg.Node, Options{
+		Device: d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services,
+		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
+		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
+		LinkMTU: route.DefaultMTU(d.cfg.Device),
+	})
+}
+
+// apply is one round. The parts do not wait for each other's success, except
+// that nothing is announced before all stand.
+func (d *Datapath) apply(ctx context.Context) error {
+	wish, err := d.wish()
+	if errors.Is(err, errNoState) {
+		d.cfg.Board.Fail("datapath/state", err.Error(), "wait for the API server, or look why it cannot be reached")
+		return nil // whoever has it will kick
+	}
+	d.cfg.Board.Report("datapath/state", err, "change the pod CIDRs, then restart meshd")
+	if err != nil {
+		return err
+	}
+	err = errors.Join(d.applyFirewall(ctx, wish), d.applyLinks(ctx, wish))
+	d.report(wish)
+	if err != nil {
+		return err
+	}
+	d.mtu.Store(int64(wish.WireGuard.MTU))
+	return d.announce(Network{PodCIDRs: wish.PodCIDRs, MTU: wish.WireGuard.MTU})
+}
+
+func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
+	again, err := d.firewall.Apply(ctx, wish.Firewall)
+	d.cfg.Board.Report("datapath/firewall", err, "see `nft list table inet meshd`, and whether the kernel has nf_tables with nat, fib and numgen")
+	if !again.IsZero() && d.timer != nil {
+		d.timer.Reset(time.Until(again))
+	}
+	return err
+}
+
+// applyLinks lays the blackholes before there is a device to go around.
+func (d *Datapath) applyLinks(ctx context.Context, wish Wish) error {
+	routes := route.Apply(wish.Route, d.cfg.Log)
+	device := d.device.Apply(ctx, wish.WireGuard)
+	d.cfg.Board.Report("datapath/device", device, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
+	if errors.Is(routes, route.ErrNoDevice) {
+		routes = route.Apply(wish.Route, d.cfg.Log)
+	}
+	d.cfg.Board.Report("datapath/routes", routes, fmt.Sprintf("see `ip route show proto %d` and `ip address show %s`", mesh.RouteProtocol, d.cfg.Device))
+	return errors.Join(device, routes)
+}
+
+// announce tells the CNI side what it may use, whenever that changed.
+func (d *Datapath) announce(n Network) error {
+	same := d.toldOnce && n.MTU == d.told.MTU && slices.Equal(n.PodCIDRs, d.told.PodCIDRs)
+	if d.cfg.OnReady == nil || len(n.PodCIDRs) == 0 || same {
+		return nil
+	}
+	if err := d.cfg.OnReady(n); err != nil {
+		return fmt.Errorf("announce pod network: %w", err)
+	}
+	d.told, d.toldOnce = Network{slices.Clone(n.PodCIDRs), n.MTU}, true
+	return nil
+}

@@ -1,0 +1,343 @@
+package datapath
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"meshd.dev/pkg/datapath/firewall"
+	"meshd.dev/pkg/datapath/route"
+	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/mesh"
+)
+
+// Options of Compute: what is not cluster state.
+type Options struct {
+	Device     string
+	ListenPort int
+	Services   bool
+	// ServiceCIDRs and PodCIDRs of the whole cluster; may be empty.
+	ServiceCIDRs, PodCIDRs []netip.Prefix
+	Keepalive              time.Duration
+	// PathMTU of the underlay route to an address; 0: no route.
+	PathMTU func(netip.Addr) int
+	// LinkMTU of the underlay, for when there is no peer.
+	LinkMTU int
+}
+
+// Wish is what the kernel of one node shall look like.
+type Wish struct {
+	// PodCIDRs of this node.
+	PodCIDRs  []netip.Prefix
+	WireGuard wireguard.Config
+	Route     route.Config
+	Firewall  firewall.Config
+	// Problems with single nodes, which are left out or have no tunnel; the
+	// rest of the wish stands without them.
+	Problems []Problem
+}
+
+// Problem with one node.
+type Problem struct {
+	Node, Reason, Next string
+}
+
+// Compute says what the kernel of node self shall look like for state. It is
+// pure if opts.PathMTU is. It fails only when nothing sensible can be done.
+//
+// Two nodes may not have overlapping pod CIDRs or the same key. The later one
+// is refused whole: self comes first, then the order of names.
+func Compute(state *mesh.State, self string, opts Options) (Wish, error) {
+	me, _ := state.Node(self) // not there yet: a node without pod CIDRs
+	c := computation{opts: opts, me: me, self: self}
+	c.ranges(state)
+	for _, a := range me.Addresses {
+		if p, ok := covering(c.cluster, a); ok {
+			return Wish{}, fmt.Errorf("pod CIDR %s contains %s, the address of this node: choose pod CIDRs outside the machines' own network", p, a)
+		}
+	}
+	for _, n := range c.accepted(state) {
+		c.addPeer(n)
+	}
+	c.settleMTU()
+	c.addOwn()
+	c.addFirewall(state)
+	return c.wish, nil
+}
+
+type computation struct {
+	opts    Options
+	self    string
+	me      mesh.Node
+	cluster []netip.Prefix
+	pathMTU []int // of each route in the wish
+	wish    Wish
+}
+
+func (c *computation) problem(node, reason, next string) {
+	c.wish.Problems = append(c.wish.Problems, Problem{node, reason, next})
+}
+
+// ranges are the pod CIDRs of the cluster: the configured ones and whatever
+// nodes have outside of them.
+func (c *computation) ranges(state *mesh.State) {
+	all := slices.Clone(c.opts.PodCIDRs)
+	for _, n := range state.Nodes {
+		all = append(all, n.PodCIDRs...)
+	}
+	c.cluster = outermost(all)
+}
+
+// accepted lists the other nodes that do not clash with an earlier one.
+func (c *computation) accepted(state *mesh.State) []mesh.Node {
+	type claim struct {
+		prefix netip.Prefix
+		node   string
+	}
+	var claims []claim
+	keys := map[mesh.Key]string{}
+	accept := func(n mesh.Node) bool {
+		if other, ok := keys[n.PublicKey]; ok && !n.PublicKey.IsZero() {
+			c.problem(n.Name, fmt.Sprintf("has the same public key as node %s", other),
+				"one of the two machines is a copy of the other: delete wireguard.key in the state folder of the copy and restart meshd there")
+			return false
+		}
+		for _, p := range n.PodCIDRs {
+			for _, cl := range claims {
+				if cl.prefix.Overlaps(p) {
+					c.problem(n.Name, fmt.Sprintf("pod CIDR %s overlaps %s of node %s", p, cl.prefix, cl.node),
+						"delete the Node object of one of the two, so that it gets another pod CIDR")
+					return false
+				}
+			}
+		}
+		keys[n.PublicKey] = n.Name
+		for _, p := range n.PodCIDRs {
+			claims = append(claims, claim{p, n.Name})
+		}
+		return true
+	}
+	accept(c.me)
+	var nodes []mesh.Node
+	for _, n := range state.Nodes {
+		if n.Name != c.self && accept(n) {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+func (c *computation) addPeer(n mesh.Node) {
+	c.wish.Route.Floor = append(c.wish.Route.Floor, n.PodCIDRs...)
+	switch {
+	case n.PublicKey.IsZero():
+		c.problem(n.Name, "has not published a public key", "start meshd on it, or look there why it does not run")
+		return
+	case len(n.PodCIDRs) == 0:
+		c.problem(n.Name, "has no pod CIDR yet", "look at the controller that assigns them: the range may be used up")
+		return
+	}
+	endpoint, mtu, why := c.endpoint(n)
+	if why != "" {
+		c.problem(n.Name, why, "look at annotation "+mesh.AnnotationEndpoints+" of its Node object and at the routes of this machine")
+	}
+	c.wish.WireGuard.Peers = append(c.wish.WireGuard.Peers, wireguard.Peer{
+		Name: n.Name, Key: n.PublicKey, Endpoint: endpoint, AllowedIPs: n.PodCIDRs, Keepalive: c.opts.Keepalive,
+	})
+	for _, p := range n.PodCIDRs {
+		c.wish.Route.Routes = append(c.wish.Route.Routes, route.Route{Dst: p, Src: c.source(p)})
+		c.pathMTU = append(c.pathMTU, mtu)
+	}
+}
+
+// endpoint is the first one of n there is a route to. Addresses inside the
+// mesh are never endpoints: no tunnel in the tunnel.
+func (c *computation) endpoint(n mesh.Node) (endpoint netip.AddrPort, mtu int, why string) {
+	if len(n.Endpoints) == 0 {
+		return endpoint, 0, "has not published an endpoint"
+	}
+	for _, e := range n.Endpoints {
+		if p, ok := covering(c.cluster, e.Addr()); ok {
+			why = cmp.Or(why, fmt.Sprintf("endpoint %s is inside pod CIDR %s", e, p))
+			continue
+		}
+		if mtu := c.opts.PathMTU(e.Addr()); mtu > 0 {
+			return e, mtu, ""
+		}
+		why = cmp.Or(why, fmt.Sprintf("no route to endpoint %s", e))
+	}
+	return endpoint, 0, why
+}
+
+// source is our mesh address of the family of p.
+func (c *computation) source(p netip.Prefix) netip.Addr {
+	for _, a := range c.me.MeshAddrs() {
+		if a.Is4() == p.Addr().Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// settleMTU: the device takes what fits every path, each route what fits its
+// own; IPv6 allows nothing below 1280.
+func (c *computation) settleMTU() {
+	least := 0
+	for _, m := range c.pathMTU {
+		if m > 0 && (least == 0 || m < least) {
+			least = m
+		}
+	}
+	device := max(cmp.Or(least, c.opts.LinkMTU, 1500)-mesh.TunnelOverhead, mesh.MinMTU)
+	c.wish.WireGuard.MTU = device
+	for i, m := range c.pathMTU {
+		mtu := min(device, cmp.Or(m, device+mesh.TunnelOverhead)-mesh.TunnelOverhead)
+		r := &c.wish.Route.Routes[i]
+		if r.Dst.Addr().Is6() {
+			mtu = max(mtu, mesh.MinMTU)
+		}
+		r.MTU = max(mtu, 576)
+	}
+}
+
+func (c *computation) addOwn() {
+	c.wish.PodCIDRs = c.me.PodCIDRs
+	c.wish.WireGuard.ListenPort = c.opts.ListenPort
+	r := &c.wish.Route
+	r.Device = c.opts.Device
+	r.Addrs = c.me.MeshAddrs()
+	r.Floor = append(r.Floor, c.me.PodCIDRs...)
+	r.Floor = append(r.Floor, c.cluster...)
+	slices.SortFunc(r.Floor, comparePrefix)
+	r.Floor = slices.Compact(r.Floor)
+	if !c.opts.Services {
+		return
+	}
+	for _, p := range c.opts.ServiceCIDRs {
+		if src := c.source(p); src.IsValid() {
+			r.Routes = append(r.Routes, route.Route{Dst: p, Src: src, MTU: c.wish.WireGuard.MTU})
+		}
+	}
+}
+
+func (c *computation) addFirewall(state *mesh.State) {
+	f := &c.wish.Firewall
+	f.Device, f.PodLinks = c.opts.Device, mesh.PodLinkPrefix
+	f.PodCIDRs, f.MeshAddrs, f.Cluster = c.me.PodCIDRs, c.me.MeshAddrs(), c.cluster
+	if !c.opts.Services {
+		return
+	}
+	f.ServiceCIDRs = c.opts.ServiceCIDRs
+	for _, s := range state.Services {
+		c.addService(f, s)
+	}
+}
+
+func (c *computation) addService(f *firewall.Config, s *mesh.Service) {
+	if len(s.ClusterIPs) == 0 {
+		return
+	}
+	usable := c.usable(s)
+	for _, port := range s.Ports {
+		backends := targets(usable, port)
+		for _, ip := range s.ClusterIPs {
+			f.Services = append(f.Services, firewall.Service{
+				Addr: ip, Protocol: port.Protocol, Port: port.Port, Sticky: s.AffinityTimeout > 0,
+				Endpoints: sameFamily(backends, ip),
+			})
+			if port.NodePort != 0 {
+				any := netip.IPv4Unspecified()
+				if ip.Is6() {
+					any = netip.IPv6Unspecified()
+				}
+				f.Services = append(f.Services, firewall.Service{
+					Addr: any, Protocol: port.Protocol, Port: port.NodePort, Sticky: s.AffinityTimeout > 0,
+					Endpoints: sameFamily(backends, ip),
+				})
+			}
+		}
+	}
+	for _, e := range usable {
+		if e.Node == c.self {
+			f.Local = append(f.Local, e.Addr)
+		}
+	}
+}
+
+// usable endpoints are the ready ones; without any, those that still answer
+// while they terminate (KEP-1669). internalTrafficPolicy Local takes only
+// this node's, and none of them means the service is refused here.
+func (c *computation) usable(s *mesh.Service) []mesh.Endpoint {
+	var ready, serving []mesh.Endpoint
+	for _, e := range s.Endpoints {
+		if s.LocalOnly && e.Node != c.self {
+			continue
+		}
+		switch {
+		case e.Ready:
+			ready = append(ready, e)
+		case e.Serving && e.Terminating:
+			serving = append(serving, e)
+		}
+	}
+	if len(ready) > 0 {
+		return ready
+	}
+	return serving
+}
+
+// targets are the addresses and ports behind one port of a service.
+func targets(endpoints []mesh.Endpoint, port mesh.ServicePort) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, e := range endpoints {
+		for _, p := range e.Ports {
+			if p.Name == port.Name && p.Protocol == port.Protocol && p.Port != 0 {
+				list = append(list, netip.AddrPortFrom(e.Addr, p.Port))
+			}
+		}
+	}
+	slices.SortFunc(list, netip.AddrPort.Compare)
+	return slices.Compact(list)
+}
+
+func sameFamily(list []netip.AddrPort, as netip.Addr) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, t := range list {
+		if t.Addr().Is4() == as.Is4() {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// outermost sorts ps and drops those inside another.
+func outermost(ps []netip.Prefix) []netip.Prefix {
+	ps = slices.Clone(ps)
+	for i, p := range ps {
+		ps[i] = p.Masked()
+	}
+	slices.SortFunc(ps, comparePrefix)
+	var out []netip.Prefix
+	for _, p := range ps {
+		if n := len(out); n > 0 && out[n-1].Overlaps(p) {
+			continue // sorted: the wider one came first
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+func covering(ps []netip.Prefix, a netip.Addr) (netip.Prefix, bool) {
+	for _, p := range ps {
+		if p.Contains(a) {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}

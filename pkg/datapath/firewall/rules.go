@@ -1,0 +1,320 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// A part is a piece of a rule: as nft(8) writes it, and as the kernel takes
+// it.
+type part struct {
+	text  string
+	exprs []expr.Any
+}
+
+// rule is what a chain is made of. Why goes into its comment, with a hash of
+// what the kernel was given, by which a changed rule is recognised.
+type rule struct {
+	why   string
+	text  string
+	exprs []expr.Any
+}
+
+func newRule(why string, parts ...part) rule {
+	r := rule{why: why}
+	texts := make([]string, len(parts))
+	for i, p := range parts {
+		texts[i] = p.text
+		r.exprs = append(r.exprs, p.exprs...)
+	}
+	r.text = strings.Join(texts, " ")
+	return r
+}
+
+func (r rule) comment() string {
+	h := fnv.New32a()
+	for _, e := range r.exprs {
+		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		if err != nil {
+			panic(fmt.Sprintf("rule %q: %v", r.text, err)) // a constant of ours; any test finds it
+		}
+		h.Write(b)
+	}
+	return fmt.Sprintf("%s %08x", r.why, h.Sum32())
+}
+
+// chain with a hook is entered from there; without, from other chains.
+type chain struct {
+	name  string
+	kind  nftables.ChainType
+	hook  *nftables.ChainHook
+	prio  nftables.ChainPriority
+	rules []rule
+}
+
+// The kernel's 4-byte registers: a concatenated key is built in neighbours.
+const reg = unix.NFT_REG32_00
+
+func cmpEq(data []byte) *expr.Cmp  { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+func cmpNeq(data []byte) *expr.Cmp { return &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: data} }
+
+// linkName compares like nft: a name ending in * is a prefix.
+func linkName(keyword string, key expr.MetaKey, name string, not bool) part {
+	data, quoted := append([]byte(name), make([]byte, 16-len(name))...), name
+	if p, ok := strings.CutSuffix(name, "*"); ok {
+		data = []byte(p)
+	}
+	c, op := cmpEq(data), " "
+	if not {
+		c, op = cmpNeq(data), " != "
+	}
+	return part{fmt.Sprintf("%s%s%q", keyword, op, quoted), []expr.Any{&expr.Meta{Key: key, Register: 1}, c}}
+}
+
+func iifname(name string) part    { return linkName("iifname", expr.MetaKeyIIFNAME, name, false) }
+func iifnameNot(name string) part { return linkName("iifname", expr.MetaKeyIIFNAME, name, true) }
+func oifname(name string) part    { return linkName("oifname", expr.MetaKeyOIFNAME, name, false) }
+func oifnameNot(name string) part { return linkName("oifname", expr.MetaKeyOIFNAME, name, true) }
+
+// family of addresses in a rule: "4" or "6", as in the names of sets.
+type family string
+
+func (f family) ip() string {
+	if f == "4" {
+		return "ip"
+	}
+	return "ip6"
+}
+
+// size of an address.
+func (f family) size() uint32 {
+	if f == "4" {
+		return 4
+	}
+	return 16
+}
+
+func (f family) nfproto() byte {
+	if f == "4" {
+		return unix.NFPROTO_IPV4
+	}
+	return unix.NFPROTO_IPV6
+}
+
+// is matches packets of the family; every look at an address needs it first.
+func (f family) is() part {
+	name := map[family]string{"4": "ipv4", "6": "ipv6"}[f]
+	return part{"meta nfproto " + name, []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, cmpEq([]byte{f.nfproto()})}}
+}
+
+func (f family) load(dest bool, register uint32) expr.Any {
+	offset := map[family]uint32{"4": 12, "6": 8}[f]
+	if dest {
+		offset += f.size()
+	}
+	return &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size(), DestRegister: register}
+}
+
+// addr matches when the source or destination is in a set (or not).
+func (f family) addr(what, set string, not bool) part {
+	op := ""
+	if not {
+		op = "!= "
+	}
+	return part{fmt.Sprintf("%s %s %s@%s", f.ip(), what, op, set), []expr.Any{
+		f.load(what == "daddr", 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}}}
+}
+
+func (f family) saddrIn(set string) part    { return f.addr("saddr", set, false) }
+func (f family) saddrNotIn(set string) part { return f.addr("saddr", set, true) }
+func (f family) daddrIn(set string) part    { return f.addr("daddr", set, false) }
+func (f family) daddrNotIn(set string) part { return f.addr("daddr", set, true) }
+
+// dispatch by destination, protocol and port.
+func (f family) serviceMap(set string) part {
+	next := reg + f.size()/4
+	return part{fmt.Sprintf("%s daddr . meta l4proto . th dport vmap @%s", f.ip(), set), []expr.Any{
+		f.load(true, reg), loadProto(next), loadPort(next + 1),
+		&expr.Lookup{SourceRegister: reg, SetName: set, IsDestRegSet: true}}} // register 0: the verdict
+}
+
+func loadProto(register uint32) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}
+}
+
+func loadPort(register uint32) expr.Any {
+	return &expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: register}
+}
+
+// nodePortMap dispatches by protocol and port; its key starts with the
+// unspecified address.
+func (f family) nodePortMap(set string) part {
+	next := reg + f.size()/4
+	return part{fmt.Sprintf("%s . meta l4proto . th dport vmap @%s", f.unspecified(), set), append(f.loadUnspecified(),
+		loadProto(next), loadPort(next+1),
+		&expr.Lookup{SourceRegister: reg, SetName: set, IsDestRegSet: true})}
+}
+
+func (f family) unspecified() string { return map[family]string{"4": "0.0.0.0", "6": "::"}[f] }
+
+func (f family) loadUnspecified() []expr.Any {
+	var es []expr.Any
+	for i := range f.size() / 4 {
+		es = append(es, &expr.Immediate{Register: reg + i, Data: make([]byte, 4)})
+	}
+	return es
+}
+
+// pick is the rule of a chain for n endpoints: the endpoint of a slot below
+// n. nft(8) has no words for a number generator inside a concatenation; the
+// kernel writes it straight into the register behind the rest of the key.
+func (f family) pick(n int, nodePort, sticky bool) rule {
+	proto := reg + f.size()/4
+	port, slot := proto+1, proto+2
+	target := slot + 1
+	key, es := f.ip()+" daddr", []expr.Any{f.load(true, reg)}
+	if nodePort {
+		key, es = f.unspecified(), f.loadUnspecified()
+	}
+	es = append(es, loadProto(proto), loadPort(port))
+	how := fmt.Sprintf("numgen random mod %d", n)
+	if sticky {
+		how = fmt.Sprintf("jhash %s saddr mod %d", f.ip(), n)
+		es = append(es, f.load(false, target),
+			&expr.Hash{SourceRegister: target, DestRegister: slot, Length: f.size(), Modulus: uint32(n), Type: expr.HashTypeJenkins, Seed: 77})
+	} else {
+		es = append(es, &expr.Numgen{Register: slot, Modulus: uint32(n), Type: unix.NFT_NG_RANDOM})
+	}
+	es = append(es,
+		&expr.Lookup{SourceRegister: reg, DestRegister: target, IsDestRegSet: true, SetName: "ep" + string(f)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto()), RegAddrMin: target, RegProtoMin: target + f.size()/4})
+	return newRule("one of the endpoints", part{
+		fmt.Sprintf("dnat %s to %s . meta l4proto . th dport . %s map @ep%s", f.ip(), key, how, f), es})
+}
+
+// hairpin gives a pod that reaches itself another source, or it would drop
+// its own packet.
+func (f family) hairpin() part {
+	second := reg + f.size()/4
+	target := second + f.size()/4
+	return part{fmt.Sprintf("snat %s to %[1]s saddr . %[1]s daddr map @self%s", f.ip(), f), []expr.Any{
+		f.load(false, reg), f.load(true, second),
+		&expr.Lookup{SourceRegister: reg, DestRegister: target, IsDestRegSet: true, SetName: "self" + string(f)},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto()), RegAddrMin: target}}}
+}
+
+func verdict(text string, kind expr.VerdictKind, to string) part {
+	return part{strings.TrimSpace(text + " " + to), []expr.Any{&expr.Verdict{Kind: kind, Chain: to}}}
+}
+
+func jump(to string) part { return verdict("jump", expr.VerdictJump, to) }
+
+var (
+	drop   = verdict("drop", expr.VerdictDrop, "")
+	accept = verdict("accept", expr.VerdictAccept, "")
+	ret    = verdict("return", expr.VerdictReturn, "")
+
+	masquerade = part{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
+
+	// noWayBack: the source is not reached over the link the packet came by.
+	noWayBack = part{"fib saddr . iif oif missing", []expr.Any{
+		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true}, cmpEq(make([]byte, 4))}}
+	// toUs: to an address of this machine.
+	toUs = part{"fib daddr type local", []expr.Any{
+		&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, cmpEq(native(unix.RTN_LOCAL))}}
+
+	isTCP = part{"meta l4proto tcp", []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, cmpEq([]byte{unix.IPPROTO_TCP})}}
+	isSYN = part{"tcp flags & (syn | rst) == syn", []expr.Any{
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x06}, Xor: []byte{0}}, cmpEq([]byte{0x02})}}
+	clampMSS = part{"tcp option maxseg size set rt mtu", []expr.Any{
+		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
+		&expr.Exthdr{SourceRegister: 1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt}}}
+	rejectTCP = part{"reject with tcp reset", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+	rejectAny = part{"reject with icmpx port-unreachable", []expr.Any{
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}}
+)
+
+// icmpv6 matches one type.
+func icmpv6(name string, typ byte) part {
+	return part{"icmpv6 type " + name, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, cmpEq([]byte{unix.IPPROTO_ICMPV6}),
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1, DestRegister: 1}, cmpEq([]byte{typ})}}
+}
+
+// linkLocalSource matches fe80::/10.
+var linkLocalSource = part{"ip6 saddr fe80::/10", []expr.Any{
+	&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 2, DestRegister: 1},
+	&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xc0}, Xor: []byte{0, 0}}, cmpEq([]byte{0xfe, 0x80})}}
+
+func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+// loopbackDest is 127.0.0.0/8, or ::1.
+func (f family) loopbackDest() part {
+	if f == "4" {
+		return part{"ip daddr 127.0.0.0/8", []expr.Any{
+			&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 1, DestRegister: 1}, cmpEq([]byte{127})}}
+	}
+	one := make([]byte, 16)
+	one[15] = 1
+	return part{"ip6 daddr ::1", []expr.Any{f.load(true, 1), cmpEq(one)}}
+}
+
+var families = []family{"4", "6"}
+
+// fixedChains are those that are always there, for a configuration.
+func fixedChains(cfg Config) []chain {
+	pods := cfg.PodLinks + "*"
+	services := chain{name: "services"}
+	nodePorts := chain{name: "nodeports"}
+	pod := chain{name: "pod", rules: []rule{
+		newRule("no router advertisements from pods", family("6").is(), icmpv6("nd-router-advert", 134), drop),
+		newRule("no redirects from pods", family("6").is(), icmpv6("nd-redirect", 137), drop),
+		newRule("no router solicitations from pods", family("6").is(), icmpv6("nd-router-solicit", 133), drop),
+		newRule("neighbour discovery on the link itself", family("6").is(), linkLocalSource, icmpv6("nd-neighbor-solicit", 135), ret),
+		newRule("neighbour discovery on the link itself", family("6").is(), linkLocalSource, icmpv6("nd-neighbor-advert", 136), ret),
+		newRule("spoofed source", noWayBack, drop),
+	}}
+	raw := chain{name: "antispoof", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityRaw,
+		rules: []rule{newRule("", iifname(pods), jump("pod"))}}
+	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter,
+		rules: []rule{
+			newRule("fit the tunnel", oifname(cfg.Device), isTCP, isSYN, clampMSS),
+			newRule("fit the tunnel", iifname(cfg.Device), isTCP, isSYN, clampMSS)}}
+	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
+	source := chain{name: "source", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource}
+	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityNATDest}
+	for _, f := range families {
+		n := string(f)
+		raw.rules = append(raw.rules, newRule("pod source from the underlay",
+			f.is(), f.saddrIn("cluster"+n), iifnameNot(cfg.Device), iifnameNot(pods), iifnameNot("lo"), drop))
+		services.rules = append(services.rules, newRule("", f.is(), f.serviceMap("svc"+n)))
+		nodePorts.rules = append(nodePorts.rules, newRule("", f.is(), f.nodePortMap("svc"+n)))
+		fromNode.rules = append(fromNode.rules, newRule("not on loopback", f.is(), f.loopbackDest(), ret))
+		inClear := newRule("pod traffic in clear", f.is(), f.daddrIn("cluster"+n), oifnameNot(cfg.Device), oifnameNot(pods), oifnameNot("lo"), drop)
+		refused := newRule("nobody behind this service address", f.is(), f.daddrIn("vip"+n), jump("refuse"))
+		refusedNet := newRule("no such service address", f.is(), f.daddrIn("svcnet"+n), jump("refuse"))
+		forward.rules = append(forward.rules, inClear, refused, refusedNet)
+		output.rules = append(output.rules, inClear, refused, refusedNet)
+		source.rules = append(source.rules,
+			newRule("peers take only our pods' range", f.is(), oifname(cfg.Device), f.saddrNotIn("own"+n), masquerade),
+			newRule("to itself through a service", f.is(), iifname(pods), oifname(pods), f.hairpin()),
+			newRule("out of the cluster", f.is(), f.saddrIn("own"+n), f.daddrNotIn("cluster"+n),
+				oifnameNot(cfg.Device), oifnameNot(pods), oifnameNot("lo"), masquerade))
+	}
+	fromNode.rules = append(fromNode.rules, newRule("", jump("services")), newRule("", toUs, jump("nodeports")))
+	return []chain{
+		{name: "refuse", rules: []rule{newRule("", isTCP, rejectTCP), newRule("", rejectAny)}},
+		pod, services, nodePorts, raw,
+		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityNATDest,
+			rules: []rule{newRule("", iifname(pods), jump("services")), newRule("", toUs, jump("nodeports"))}},
+		fromNode, forward, output, source,
+	}
+}

@@ -1,0 +1,249 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/mesh"
+)
+
+// dump repeats a netlink dump that the kernel cut short.
+func dump[T any](f func() ([]T, error)) ([]T, error) {
+	for try := 0; ; try++ {
+		list, err := f()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 30 {
+			return list, err
+		}
+	}
+}
+
+func read(device string) (state, error) {
+	s := state{sysctls: map[string]string{}}
+	for _, c := range sysctls(Config{Device: device, Addrs: []netip.Addr{netip.IPv6Unspecified()}}) {
+		if b, err := os.ReadFile(c.path()); err == nil {
+			s.sysctls[c.path()] = strings.TrimSpace(string(b))
+		}
+	}
+	link, err := netlink.LinkByName(device)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+	case err != nil:
+		return s, fmt.Errorf("look for link %s: %w", device, err)
+	default:
+		s.link, s.up = link.Attrs().Index, link.Attrs().Flags&net.FlagUp != 0
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+		if err != nil {
+			return s, fmt.Errorf("list addresses of %s: %w", device, err)
+		}
+		for _, a := range addrs {
+			if p, ok := prefix(a.IPNet); ok && a.Scope == unix.RT_SCOPE_UNIVERSE {
+				s.addrs = append(s.addrs, p)
+			}
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		filter := &netlink.Route{Protocol: mesh.RouteProtocol, Table: unix.RT_TABLE_UNSPEC}
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return s, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range routes {
+			if e, ok := fromKernel(r, s.link, device, family); ok {
+				s.routes = append(s.routes, e)
+			}
+		}
+	}
+	return s, nil
+}
+
+func fromKernel(r netlink.Route, link int, device string, family int) (entry, bool) {
+	e := entry{blackhole: r.Type == unix.RTN_BLACKHOLE, metric: r.Priority, mtu: r.MTU}
+	var ok bool
+	if e.dst, ok = prefix(r.Dst); !ok {
+		e.dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if family == netlink.FAMILY_V6 {
+			e.dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+	}
+	if a, ok := netip.AddrFromSlice(r.Src); ok {
+		e.src = a.Unmap()
+	}
+	if !e.blackhole { // the kernel says dev lo for IPv6 blackholes
+		e.link = r.LinkIndex
+		e.dev = device
+		if e.link != link {
+			e.dev = fmt.Sprintf("if%d", e.link)
+		}
+	}
+	if r.Gw != nil {
+		e.odd += " via " + r.Gw.String()
+	}
+	if len(r.MultiPath) > 0 {
+		e.odd += " nexthops"
+	}
+	if r.Type != unix.RTN_UNICAST && !e.blackhole {
+		e.odd += fmt.Sprintf(" type %d", r.Type)
+	}
+	if r.Table != unix.RT_TABLE_MAIN {
+		e.odd += fmt.Sprintf(" table %d", r.Table)
+	}
+	if r.Tos != 0 {
+		e.odd += fmt.Sprintf(" tos %d", r.Tos)
+	}
+	e.odd = strings.TrimSpace(e.odd)
+	return e, true
+}
+
+func prefix(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	bits, size := n.Mask.Size()
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	if size == 32 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, bits), true
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func (s sysctl) path() string { return filepath.Join("/proc/sys", s.name) }
+func (s sysctl) String() string {
+	return "sysctl -w " + strings.ReplaceAll(s.name, "/", ".") + "=" + s.value
+}
+func (s sysctl) do() error { return os.WriteFile(s.path(), []byte(s.value), 0o644) }
+
+func (o addrOp) do() error {
+	link, err := netlink.LinkByName(o.dev)
+	if err != nil {
+		return err
+	}
+	a := &netlink.Addr{IPNet: ipNet(o.addr), Flags: unix.IFA_F_NODAD}
+	if o.addr.Addr().Is4() {
+		a.Flags = 0
+	}
+	if !o.add {
+		return gone(netlink.AddrDel(link, a))
+	}
+	err = netlink.AddrAdd(link, a)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+func (o routeOp) do() error {
+	r := &netlink.Route{
+		Dst: ipNet(o.entry.dst), LinkIndex: o.entry.link, MTU: o.entry.mtu, Priority: o.entry.metric,
+		Protocol: mesh.RouteProtocol, Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN,
+	}
+	if o.entry.src.IsValid() {
+		r.Src = o.entry.src.AsSlice()
+	}
+	if o.entry.blackhole {
+		r.Type = unix.RTN_BLACKHOLE
+	} else {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	switch o.verb {
+	case "add":
+		err := netlink.RouteAdd(r)
+		if errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("somebody else has a route there: %w", err)
+		}
+		return err
+	case "replace":
+		return netlink.RouteReplace(r)
+	}
+	return gone(o.del())
+}
+
+// del takes away exactly the route that was read, whatever it was.
+func (o routeOp) del() error {
+	family := netlink.FAMILY_V4
+	if o.entry.dst.Addr().Is6() {
+		family = netlink.FAMILY_V6
+	}
+	filter := &netlink.Route{Protocol: mesh.RouteProtocol, Table: unix.RT_TABLE_UNSPEC}
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return err
+	}
+	for _, have := range routes {
+		e, _ := fromKernel(have, o.entry.link, o.entry.dev, family)
+		if e == o.entry {
+			return netlink.RouteDel(&have)
+		}
+	}
+	return nil
+}
+
+// gone: taking away what is not there is success.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// PathMTU is the MTU of the underlay route to addr; 0 when there is none, or
+// when it would go through device (a tunnel in the tunnel) or to ourselves.
+func PathMTU(addr netip.Addr, device string) int {
+	routes, err := netlink.RouteGet(addr.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return 0
+	}
+	r := routes[0]
+	if r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BLACKHOLE {
+		return 0
+	}
+	link, err := netlink.LinkByIndex(r.LinkIndex)
+	if err != nil || link.Attrs().Name == device {
+		return 0
+	}
+	if r.MTU > 0 {
+		return min(r.MTU, link.Attrs().MTU)
+	}
+	return link.Attrs().MTU
+}
+
+// DefaultMTU is the smallest MTU of the links of the default routes; 0 when
+// there is none.
+func DefaultMTU(device string) int {
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+	})
+	if err != nil {
+		return 0
+	}
+	mtu := 0
+	for _, r := range routes {
+		link, err := netlink.LinkByIndex(r.LinkIndex)
+		if err != nil || link.Attrs().Name == device || link.Attrs().Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		if mtu == 0 || link.Attrs().MTU < mtu {
+			mtu = link.Attrs().MTU
+		}
+	}
+	return mtu
+}

@@ -1,0 +1,267 @@
+// Package route keeps the addresses of the mesh device, the routes into it,
+// the blackholes behind them, and the few sysctls all that needs.
+//
+// Ours are: every address of global scope on the device, every route of
+// protocol mesh.RouteProtocol, the sysctls named in Config. Nothing else is
+// touched, except that forwarding is switched on for the whole node (without
+// it no pod reaches anything): net.ipv4.ip_forward and, when there is an IPv6
+// address, net.ipv6.conf.all.forwarding. The latter makes Linux ignore router
+// advertisements on links with accept_ra=1; a node that takes its default
+// route from them wants accept_ra=2 there.
+package route
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"meshd.dev/pkg/mesh"
+)
+
+// FloorMetric is the metric of the blackholes: behind everybody's routes.
+const FloorMetric = 1 << 24
+
+// Config is all that shall be: nothing less, nothing more.
+type Config struct {
+	// Device carries Addrs and is what the Routes go into.
+	Device string
+	// Addrs on Device, each a /32 or /128.
+	Addrs []netip.Addr
+	// Routes into Device.
+	Routes []Route
+	// Floor are prefixes that must not leave the node another way: each gets
+	// a blackhole behind every other route to it.
+	Floor []netip.Prefix
+}
+
+// Route into the device.
+type Route struct {
+	Dst netip.Prefix
+	// Src is the preferred source address; may be invalid.
+	Src netip.Addr
+	// MTU of the path; 0 means the device's.
+	MTU int
+}
+
+// ErrNoDevice: the floor stands, but the device does not exist yet.
+var ErrNoDevice = errors.New("device does not exist")
+
+// Apply makes cfg so. Without the device it lays the floor and returns
+// ErrNoDevice.
+func Apply(cfg Config, log *slog.Logger) error {
+	actual, err := read(cfg.Device)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, op := range diff(cfg, actual) {
+		if err := op.do(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", op, err))
+			continue
+		}
+		log.Info("route", "did", op.String())
+	}
+	if actual.link == 0 {
+		errs = append(errs, fmt.Errorf("%s: %w", cfg.Device, ErrNoDevice))
+	}
+	return errors.Join(errs...)
+}
+
+// Plan lists what Apply would do.
+func Plan(cfg Config) ([]string, error) {
+	actual, err := read(cfg.Device)
+	if err != nil {
+		return nil, err
+	}
+	if actual.link == 0 { // it will be there by then
+		actual.link = -1
+	}
+	var lines []string
+	for _, op := range diff(cfg, actual) {
+		lines = append(lines, op.String())
+	}
+	return lines, nil
+}
+
+// state is what the kernel has, as far as it is ours.
+type state struct {
+	link    int // index of the device; 0: none
+	up      bool
+	addrs   []netip.Prefix
+	routes  []entry
+	sysctls map[string]string
+}
+
+// entry is a route of ours in the main table.
+type entry struct {
+	dst       netip.Prefix
+	blackhole bool
+	link      int
+	dev       string
+	src       netip.Addr
+	mtu       int
+	metric    int
+	// odd: has a gateway, another table or type, anything we never make.
+	odd string
+}
+
+func (e entry) String() string {
+	s := e.dst.String()
+	if e.blackhole {
+		s = "blackhole " + s
+	}
+	if e.dev != "" {
+		s += " dev " + e.dev
+	}
+	if e.src.IsValid() {
+		s += " src " + e.src.String()
+	}
+	if e.mtu != 0 {
+		s += fmt.Sprintf(" mtu %d", e.mtu)
+	}
+	if e.metric != 0 {
+		s += fmt.Sprintf(" metric %d", e.metric)
+	}
+	if e.odd != "" {
+		s += " " + e.odd
+	}
+	return s + fmt.Sprintf(" proto %d", mesh.RouteProtocol)
+}
+
+// key is what the kernel tells routes apart by.
+type key struct {
+	dst    netip.Prefix
+	metric int
+}
+
+func (e entry) key() key { return key{e.dst, e.metric} }
+
+// wanted lists the routes of cfg, in order.
+func wanted(cfg Config, link int) []entry {
+	var es []entry
+	for _, r := range cfg.Routes {
+		if link == 0 {
+			break
+		}
+		es = append(es, entry{dst: r.Dst, link: link, dev: cfg.Device, src: r.Src, mtu: r.MTU, metric: deviceMetric(r.Dst)})
+	}
+	for _, p := range cfg.Floor {
+		es = append(es, entry{dst: p, blackhole: true, metric: FloorMetric})
+	}
+	slices.SortFunc(es, compare)
+	return slices.Compact(es)
+}
+
+// deviceMetric: IPv6 has no metric 0; the kernel would say 1024.
+func deviceMetric(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return 1024
+	}
+	return 0
+}
+
+func compare(a, b entry) int {
+	return cmp.Or(a.dst.Addr().Compare(b.dst.Addr()), cmp.Compare(a.dst.Bits(), b.dst.Bits()),
+		cmp.Compare(a.metric, b.metric), cmp.Compare(a.String(), b.String()))
+}
+
+// diff: sysctls, addresses (routes name them as source), routes; what is no
+// longer wanted goes last.
+func diff(cfg Config, have state) []op {
+	var ops, last []op
+	for _, s := range sysctls(cfg) {
+		if v, ok := have.sysctls[s.path()]; ok && v != s.value {
+			ops = append(ops, s)
+		}
+	}
+	wantAddrs := map[netip.Prefix]bool{}
+	for _, a := range cfg.Addrs {
+		p := netip.PrefixFrom(a, a.BitLen())
+		wantAddrs[p] = true
+		if have.link != 0 && !slices.Contains(have.addrs, p) {
+			ops = append(ops, addrOp{add: true, addr: p, dev: cfg.Device})
+		}
+	}
+	for _, p := range have.addrs {
+		if !wantAddrs[p] {
+			last = append(last, addrOp{addr: p, dev: cfg.Device})
+		}
+	}
+	want := wanted(cfg, have.link)
+	ours := map[key][]entry{}
+	for _, e := range have.routes {
+		ours[e.key()] = append(ours[e.key()], e)
+	}
+	for _, w := range want {
+		twins := ours[w.key()]
+		i := slices.Index(twins, w)
+		if i < 0 { // change a route of ours in place, or add one
+			i = slices.IndexFunc(twins, func(e entry) bool { return e.odd == "" })
+			ops = append(ops, routeOp{verb: verbOf(i), entry: w})
+		}
+		if i >= 0 {
+			ours[w.key()] = slices.Delete(twins, i, i+1)
+		}
+	}
+	for _, e := range have.routes { // in the kernel's order, for a stable plan
+		if left := ours[e.key()]; slices.Contains(left, e) {
+			last = append(last, routeOp{verb: "del", entry: e})
+		}
+	}
+	return append(ops, last...)
+}
+
+// verbOf: a route of somebody else with the same destination and metric is
+// never replaced, adding ours beside it fails instead.
+func verbOf(ours int) string {
+	if ours < 0 {
+		return "add"
+	}
+	return "replace"
+}
+
+// sysctl is a wish and the op that fulfils it.
+type sysctl struct{ name, value string }
+
+func sysctls(cfg Config) []sysctl {
+	s := []sysctl{
+		{"net/ipv4/ip_forward", "1"},
+		// Loose: what comes in was checked against the peer's allowed IPs.
+		{"net/ipv4/conf/" + cfg.Device + "/rp_filter", "2"},
+		{"net/ipv6/conf/" + cfg.Device + "/accept_ra", "0"},
+	}
+	if slices.ContainsFunc(cfg.Addrs, netip.Addr.Is6) {
+		s = append(s, sysctl{"net/ipv6/conf/" + cfg.Device + "/disable_ipv6", "0"},
+			sysctl{"net/ipv6/conf/all/forwarding", "1"})
+	}
+	return s
+}
+
+// op is one change, printed as the command a person would type.
+type op interface {
+	String() string
+	do() error
+}
+
+type addrOp struct {
+	add  bool
+	addr netip.Prefix
+	dev  string
+}
+
+func (o addrOp) String() string {
+	if !o.add {
+		return fmt.Sprintf("ip address del %s dev %s", o.addr, o.dev)
+	}
+	return fmt.Sprintf("ip address add %s dev %s", o.addr, o.dev)
+}
+
+type routeOp struct {
+	verb  string // add, replace, del
+	entry entry
+}
+
+func (o routeOp) String() string { return "ip route " + o.verb + " " + o.entry.String() }

@@ -1,0 +1,107 @@
+package datapath
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/mesh"
+)
+
+// Multicast groups of rtnetlink and nfnetlink we listen to (their numbers,
+// not their bits).
+var (
+	routeGroups = []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
+	nftGroups   = []uint32{unix.NFNLGRP_NFTABLES}
+)
+
+// watch kicks when somebody, perhaps we ourselves, changed links, addresses,
+// routes or rules that may concern us.
+func watch(ctx context.Context, device string, kick func(), log *slog.Logger) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return listen(ctx, unix.NETLINK_ROUTE, routeGroups, func(m netlink.Message) bool { return concerns(m, device) }, kick, log)
+	})
+	group.Go(func() error {
+		return listen(ctx, unix.NETLINK_NETFILTER, nftGroups, func(m netlink.Message) bool { return true }, kick, log)
+	})
+	return group.Wait()
+}
+
+// listen kicks for every message that matters until ctx ends. When messages
+// were lost it kicks as well: something happened.
+func listen(ctx context.Context, family int, groups []uint32, matters func(netlink.Message) bool, kick func(), log *slog.Logger) error {
+	conn, err := netlink.Dial(family, nil)
+	if err != nil {
+		return fmt.Errorf("watch netlink: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	defer conn.Close()
+	for _, g := range groups {
+		if err := conn.JoinGroup(g); err != nil {
+			return fmt.Errorf("watch netlink group %d: %w", g, err)
+		}
+	}
+	for {
+		msgs, err := conn.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			log.Debug("netlink events were lost", "family", family)
+			kick()
+			continue
+		case err != nil:
+			return fmt.Errorf("watch netlink: %w", err)
+		}
+		for _, m := range msgs {
+			if matters(m) {
+				kick()
+				break
+			}
+		}
+	}
+}
+
+// concerns reports whether an rtnetlink event may change our wish or undo it.
+// Pods come and go without us: their links and host routes are the plugin's.
+func concerns(m netlink.Message, device string) bool {
+	switch m.Header.Type {
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		if len(m.Data) < unix.SizeofRtMsg {
+			return false
+		}
+		protocol := m.Data[5]
+		return protocol != mesh.PodRouteProtocol && protocol != unix.RTPROT_KERNEL
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return !strings.HasPrefix(linkName(m), mesh.PodLinkPrefix)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return true
+	}
+	return false
+}
+
+func linkName(m netlink.Message) string {
+	if len(m.Data) < unix.SizeofIfInfomsg {
+		return ""
+	}
+	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return ""
+	}
+	ad.ByteOrder = binary.NativeEndian
+	for ad.Next() {
+		if ad.Type() == unix.IFLA_IFNAME {
+			return ad.String()
+		}
+	}
+	return ""
+}

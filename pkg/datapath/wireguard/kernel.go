@@ -1,0 +1,192 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"meshd.dev/pkg/mesh"
+)
+
+func (d *Device) read() (state, error) {
+	name := d.opts.Name
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return state{}, nil
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("look for link %s: %w", name, err)
+	}
+	wg, err := wgctrl.New()
+	if err != nil {
+		return state{}, fmt.Errorf("open wireguard control: %w", err)
+	}
+	defer wg.Close()
+	dev, err := wg.Device(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		if link.Type() == "tuntap" && d.processGone() {
+			return state{}, nil // about to vanish with its process
+		}
+		return state{}, fmt.Errorf("link %s (%s) exists, but nothing answers for it on /var/run/wireguard/%[1]s.sock", name, link.Type())
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("ask device %s: %w", name, err)
+	}
+	return stateOf(dev, link), nil
+}
+
+func stateOf(dev *wgtypes.Device, link netlink.Link) state {
+	s := state{
+		backend: Userspace, up: link.Attrs().Flags&net.FlagUp != 0, mtu: link.Attrs().MTU,
+		key: dev.PrivateKey, port: dev.ListenPort, mark: dev.FirewallMark, peers: map[mesh.Key]peer{},
+	}
+	if dev.Type == wgtypes.LinuxKernel {
+		s.backend = Kernel
+	}
+	for _, p := range dev.Peers {
+		q := peer{keepalive: p.PersistentKeepaliveInterval, psk: p.PresharedKey != wgtypes.Key{}}
+		q.Handshake, q.Rx, q.Tx = p.LastHandshakeTime, p.ReceiveBytes, p.TransmitBytes
+		if q.Handshake.Unix() <= 0 {
+			q.Handshake = time.Time{}
+		}
+		if p.Endpoint != nil {
+			ap := p.Endpoint.AddrPort()
+			q.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		}
+		for _, a := range p.AllowedIPs {
+			ip, _ := netip.AddrFromSlice(a.IP)
+			bits, size := a.Mask.Size()
+			if size == 32 {
+				ip = ip.Unmap()
+			}
+			q.allowed = append(q.allowed, netip.PrefixFrom(ip, bits))
+		}
+		s.peers[mesh.Key(p.PublicKey)] = q
+	}
+	return s
+}
+
+// configure sends cfg to the device, whatever serves it.
+func configure(name string, cfg wgtypes.Config) error {
+	wg, err := wgctrl.New()
+	if err != nil {
+		return err
+	}
+	defer wg.Close()
+	return wg.ConfigureDevice(name, cfg)
+}
+
+func (o createOp) do(ctx context.Context, d *Device) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = o.name, o.mtu
+	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	if err == nil || !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	if len(o.spawn) == 0 {
+		return fmt.Errorf("this kernel has no WireGuard, and no userspace command is configured: %w", err)
+	}
+	return d.spawn(ctx)
+}
+
+func (o identityOp) do(context.Context, *Device) error {
+	mark := 0
+	return configure(o.name, wgtypes.Config{PrivateKey: &o.key, ListenPort: &o.port, FirewallMark: &mark})
+}
+
+func (o mtuOp) do(context.Context, *Device) error {
+	link, err := netlink.LinkByName(o.name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetMTU(link, o.mtu)
+}
+
+// do also keeps IPv6 from making up an address and from asking for routers.
+func (o upOp) do(context.Context, *Device) error {
+	conf := filepath.Join("/proc/sys/net/ipv6/conf", o.name)
+	_ = os.WriteFile(filepath.Join(conf, "addr_gen_mode"), []byte("1"), 0o644) // no IPv6: no file
+	_ = os.WriteFile(filepath.Join(conf, "accept_ra"), []byte("0"), 0o644)
+	link, err := netlink.LinkByName(o.name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func (o peerOp) do(context.Context, *Device) error {
+	p := wgtypes.PeerConfig{PublicKey: wgtypes.Key(o.key), UpdateOnly: !o.added, PersistentKeepaliveInterval: o.keepalive, AllowedIPs: ipNets(o.allow)}
+	if o.endpoint.IsValid() {
+		p.Endpoint = net.UDPAddrFromAddrPort(o.endpoint)
+	}
+	if o.dropPSK {
+		p.PresharedKey = &wgtypes.Key{}
+	}
+	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}})
+}
+
+func (o strayOp) do(context.Context, *Device) error {
+	secret, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		return err
+	}
+	throwaway := secret.PublicKey()
+	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{
+		{PublicKey: throwaway, AllowedIPs: ipNets(o.stray)},
+		{PublicKey: throwaway, Remove: true},
+	}})
+}
+
+func (o removeOp) do(context.Context, *Device) error {
+	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(o.key), Remove: true}}})
+}
+
+// do waits until something was sent: a userspace device is up a moment after
+// its link is.
+func (o knockOp) do(ctx context.Context, d *Device) error {
+	if err := configure(o.name, o.keepalives(func(Peer) time.Duration { return time.Second })); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		if have, err := d.read(); err == nil && have.peers[o.peers[0].Key].Tx > 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return configure(o.name, o.keepalives(func(p Peer) time.Duration { return p.Keepalive }))
+}
+
+func (o knockOp) keepalives(every func(Peer) time.Duration) wgtypes.Config {
+	var cfg wgtypes.Config
+	for _, p := range o.peers {
+		interval := every(p)
+		cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.Key), UpdateOnly: true, PersistentKeepaliveInterval: &interval})
+	}
+	return cfg
+}
+
+func ipNets(ps []netip.Prefix) []net.IPNet {
+	nets := make([]net.IPNet, len(ps))
+	for i, p := range ps {
+		nets[i] = net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	}
+	return nets
+}

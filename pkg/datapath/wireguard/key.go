@@ -1,0 +1,89 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// loadKey reads the private key at path, in the form of wg genkey, and makes
+// one when there is none. A file that holds something else is moved aside to
+// path.corrupt-<seconds> and a new key is made: a node that cannot start is
+// worse than one whose peers learn a new key from its Node object. setAside
+// is then the new name of the old file, for the operator to be told.
+func loadKey(path string) (key wgtypes.Key, setAside string, err error) {
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		key, err = makeKey(path)
+		return key, "", err
+	case err != nil:
+		return key, "", fmt.Errorf("read private key: %w", err)
+	}
+	key, err = parseKey(b)
+	if err == nil {
+		return key, "", os.Chmod(path, 0o600)
+	}
+	setAside = fmt.Sprintf("%s.corrupt-%d", path, time.Now().Unix())
+	if err := os.Rename(path, setAside); err != nil {
+		return key, "", fmt.Errorf("set corrupt private key aside: %w", err)
+	}
+	key, err = makeKey(path)
+	return key, setAside, err
+}
+
+// parseKey accepts 32 bytes in base64 with white space around, not all zero.
+func parseKey(b []byte) (wgtypes.Key, error) {
+	if len(b) > 256 {
+		return wgtypes.Key{}, fmt.Errorf("private key: want 44 characters, have %d", len(b))
+	}
+	key, err := wgtypes.ParseKey(strings.TrimSpace(string(b)))
+	if err != nil {
+		return wgtypes.Key{}, fmt.Errorf("private key: want 32 bytes in base64: %w", err)
+	}
+	if key == (wgtypes.Key{}) {
+		return wgtypes.Key{}, errors.New("private key: all zero")
+	}
+	return key, nil
+}
+
+func makeKey(path string) (wgtypes.Key, error) {
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		return key, fmt.Errorf("make private key: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return key, fmt.Errorf("make private key: %w", err)
+	}
+	if err := writeFile(path, []byte(key.String()+"\n")); err != nil {
+		return key, fmt.Errorf("write private key: %w", err)
+	}
+	return key, nil
+}
+
+// writeFile is temporary file, fsync, rename, fsync of the folder.
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // nothing is there after the rename
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
