@@ -1,0 +1,79 @@
+# make            build bin/meshd, bin/meshctl, bin/mesh
+# make demo       three machines on this host, the whole story step by step
+#                 (KEEP=1 leaves them running, make demo-down takes them away)
+# make test       pure tests, one-subsystem tests in namespaces, whole stories
+# make check      formatting, vet, the arrows of the tree, go.mod
+# make bench      the figures, each against a reference in the same run
+# make deps       install what all of this needs (Debian packages)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DELETE_ON_ERROR:
+
+# One set of flags everywhere: another one would compile Kubernetes again.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+KUBERNETES := $(shell sed -n 's/^\tk8s.io\/kubernetes \(v[0-9.]*\).*/\1/p' go.mod)
+K8S_VERSION := k8s.io/component-base/version
+LDFLAGS := -s -w -X main.release=$(VERSION) \
+	-X $(K8S_VERSION).gitVersion=$(KUBERNETES)+meshd \
+	-X $(K8S_VERSION).gitMajor=1 -X $(K8S_VERSION).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
+
+.PHONY: all build deps demo demo-down test check bench clean
+
+all: build
+
+build:
+	go build -ldflags "$(LDFLAGS)" -o bin/ ./meshd ./meshd/meshctl
+	go build -ldflags "-s -w" -o bin/mesh ./cni-plugin
+
+# --- what the host must have -------------------------------------------------
+
+PACKAGES := containerd runc nftables iproute2 wireguard-tools tcpdump strace procps kmod \
+	conntrack containernetworking-plugins util-linux ca-certificates
+
+# A containerd of another source (containerd.io) is as good; Debian's would push it out.
+deps:
+	@missing=(); for p in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' && continue; \
+		case $$p in containerd|runc) command -v $$p >/dev/null && continue;; esac; \
+		missing+=($$p); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		echo "installing $${missing[*]}"; export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -q </dev/null; apt-get install -y -q --no-install-recommends "$${missing[@]}" </dev/null; fi
+
+# --- the demo ----------------------------------------------------------------
+
+demo: deps build
+	go run ./test/demo -bin bin $(if $(KEEP),-keep)
+
+demo-down:
+	go run ./test/demo down
+
+# --- tests -------------------------------------------------------------------
+
+# Whole stories run alone, after everything else.
+STORIES := ./test/scenario/...
+# test/bench measures (make bench); pkg/deps_warm has nothing to test.
+TESTED = $$(go list ./... | grep -v -e /test/scenario -e /test/bench)
+
+# test/tally fails on a failed test and on a skipped one: here nothing may be missing.
+# Vet is left to make check, which does more of it.
+test: deps build
+	go build -o bin/tally ./test/tally
+	go test -vet=off -p 2 -timeout 15m -json $(TESTED) 2>&1 | bin/tally
+	go test -vet=off -p 1 -timeout 30m -json $(STORIES) 2>&1 | bin/tally
+
+check:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt -w $$unformatted"; exit 1; }
+	go vet ./...
+	go test -vet=off -count=1 ./test/arch
+	@go mod tidy -diff >/dev/null || { echo "go.mod is not tidy: run go mod tidy"; exit 1; }
+
+bench: deps build
+	go run ./test/bench -bin bin
+
+clean:
+	rm -rf bin
