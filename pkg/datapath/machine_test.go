@@ -1,0 +1,409 @@
+package datapath
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/datapath/internal/testns"
+	"meshd.dev/pkg/datapath/wireguard/userspace"
+	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/status"
+)
+
+// The test binary plays every role of the story: the test itself, a machine
+// with a Datapath, its userspace device, and programs in pods.
+func TestMain(m *testing.M) {
+	roles := map[string]func([]string) error{"wireguard": roleWireguard, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend}
+	if len(os.Args) > 1 {
+		if role, ok := roles[os.Args[1]]; ok {
+			if err := role(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
+	testns.Main(m)
+}
+
+func roleWireguard(args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	return userspace.Run(ctx, userspace.Config{Device: args[0], Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+}
+
+// request to a machine: a new state, or nothing; the reply is how it is.
+type request struct{ State *mesh.State }
+
+type reply struct {
+	Key     mesh.Key
+	Plan    []string
+	Err     string
+	Checks  []status.Check
+	Tunnels []status.Tunnel
+	Network Network
+}
+
+type source struct{ atomic.Pointer[mesh.State] }
+
+func (s *source) State() *mesh.State { return s.Load() }
+
+// roleMachine runs a Datapath and answers requests on stdin until it ends.
+func roleMachine(args []string) error {
+	if err := testns.Furnish(); err != nil {
+		return err
+	}
+	src, board := &source{}, &status.Board{}
+	exe, _ := os.Executable()
+	var mu sync.Mutex
+	var network Network
+	d, err := New(Config{
+		Node: args[0], StateDir: args[1], RunDir: args[1], Services: true, Source: src, Board: board,
+		ServiceCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
+		SpawnUserspace: []string{exe, "wireguard"},
+		Log:            slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		OnReady: func(n Network) error {
+			mu.Lock()
+			defer mu.Unlock()
+			network = n
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	in, out := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
+	for {
+		var req request
+		if err := in.Decode(&req); err == io.EOF {
+			break
+		} else if err != nil {
+			return err
+		}
+		if req.State != nil {
+			src.Store(req.State)
+			d.Kick()
+		}
+		r := reply{Key: d.PublicKey(), Checks: board.Checks(), Tunnels: d.Tunnels()}
+		mu.Lock()
+		r.Network = network
+		mu.Unlock()
+		if src.State() != nil {
+			if r.Plan, err = d.Plan(); err != nil {
+				r.Err = err.Error()
+			}
+		}
+		if err := out.Encode(r); err != nil {
+			return err
+		}
+	}
+	cancel()
+	return <-done
+}
+
+// roleServe answers every connection or datagram with a name and the address
+// of who asked.
+func roleServe(args []string) error {
+	network, addr, name := args[0], args[1], args[2]
+	if network == "udp" {
+		c, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return err
+		}
+		buf := make([]byte, 2000)
+		for {
+			_, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return err
+			}
+			host, _, _ := net.SplitHostPort(from.String())
+			_, _ = c.WriteTo([]byte(name+" saw "+host), from)
+		}
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, _ = bufio.NewReader(c).ReadString('\n')
+			host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+			fmt.Fprintf(c, "%s saw %s", name, host)
+		}()
+	}
+}
+
+// roleAsk sends a line and prints the answer.
+func roleAsk(args []string) error {
+	c, err := net.DialTimeout(args[0], args[1], 2*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := fmt.Fprintln(c, args[2]); err != nil {
+		return err
+	}
+	buf := make([]byte, 2000)
+	n, err := c.Read(buf)
+	if n == 0 {
+		return err
+	}
+	fmt.Println(string(buf[:n]))
+	return nil
+}
+
+// roleSend keeps one socket and asks n times, printing each answer, whatever
+// becomes of it: a client with a long-lived flow.
+func roleSend(args []string) error {
+	c, err := net.Dial("udp", args[0])
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 2000)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		_, _ = c.Write(lines.Bytes())
+		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		n, err := c.Read(buf)
+		if err != nil {
+			n = copy(buf, "nothing")
+		}
+		fmt.Println(string(buf[:n]))
+	}
+	return nil
+}
+
+// machine is a node of the story, seen from the test.
+type machine struct {
+	t    *testing.T
+	name string
+	n    int // 1, 2, 3: in all its addresses
+	dir  string
+	cmd  *exec.Cmd
+	in   *json.Encoder
+	out  *json.Decoder
+	pipe io.Closer
+	log  *bytes.Buffer
+	key  mesh.Key
+	ns   string // pid that holds the namespaces
+}
+
+// newMachine is a computer with a cable to the underlay. Its namespaces are
+// held by a process of their own, so that meshd in it may die.
+func newMachine(t *testing.T, name string, n int) *machine {
+	t.Helper()
+	m := &machine{t: t, name: name, n: n, dir: t.TempDir(), log: &bytes.Buffer{}}
+	m.start()
+	m.ns = fmt.Sprint(m.cmd.Process.Pid)
+	testns.Sh(t, fmt.Sprintf(`
+		ip link add under%[1]d type veth peer name eth0 netns %[2]s
+		ip link set under%[1]d master br0 up
+		nsenter -t %[2]s -n sh -ec '
+			ip link set eth0 up
+			ip address add 192.0.2.%[1]d/24 dev eth0
+			ip address add 2001:db8::%[1]d/64 dev eth0 nodad
+			ip route add default via 192.0.2.254
+			ip route add default via 2001:db8::fe'`, n, m.ns))
+	return m
+}
+
+func (m *machine) start() {
+	m.cmd = testns.Command("machine", m.name, m.dir)
+	m.cmd.Stderr = m.log
+	in, err := m.cmd.StdinPipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	out, err := m.cmd.StdoutPipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.in, m.out, m.pipe = json.NewEncoder(in), json.NewDecoder(out), in
+	if err := m.cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		m.killIn()
+		m.pipe.Close()
+		_ = m.cmd.Wait()
+		if m.t.Failed() {
+			m.t.Logf("log of %s:\n%s", m.name, m.log)
+			b, _ := os.ReadFile(filepath.Join(m.dir, "wireguard-mesh0.log"))
+			m.t.Logf("userspace of %s:\n%s", m.name, b)
+		}
+	})
+	m.key = m.ask(nil).Key
+}
+
+// killIn ends the processes the machine left to themselves: its userspace
+// device and servers in pods.
+func (m *machine) killIn() {
+	_ = testns.Exec("nsenter", "-t", fmt.Sprint(m.cmd.Process.Pid), "-n", "-m", "sh", "-c",
+		`for ns in $(ls /run/netns); do for p in $(ip netns pids $ns); do kill -9 $p; done; done; kill -9 $(cat /run/wireguard/mesh0.lock)`)
+}
+
+func (m *machine) ask(s *mesh.State) reply {
+	m.t.Helper()
+	if err := m.in.Encode(request{s}); err != nil {
+		m.t.Fatal(err)
+	}
+	var r reply
+	if err := m.out.Decode(&r); err != nil {
+		m.t.Fatalf("%s: %v\n%s", m.name, err, m.log)
+	}
+	return r
+}
+
+// sh runs shell in the machine.
+func (m *machine) sh(script string) string {
+	m.t.Helper()
+	out, err := testns.Output("nsenter", "-t", m.ns, "-n", "-m", "sh", "-ec", script)
+	if err != nil {
+		m.t.Fatalf("%s: %s\n%v", m.name, script, err)
+	}
+	return out
+}
+
+func (m *machine) podAddr(n int) string  { return fmt.Sprintf("10.244.%d.%d", m.n, n) }
+func (m *machine) podAddr6(n int) string { return fmt.Sprintf("fd00:10:244:%d::%d", m.n, n) }
+
+// pod attaches a pod by hand, as pkg/cni does it.
+func (m *machine) pod(n int) {
+	m.sh(fmt.Sprintf(`
+		ip netns add p%[1]d
+		ip link add mshp%[1]d type veth peer name eth0 netns p%[1]d
+		ip link set mshp%[1]d up
+		ip route add %[2]s/32 dev mshp%[1]d proto 78
+		ip route add %[3]s/128 dev mshp%[1]d proto 78
+		mac=$(cat /sys/class/net/mshp%[1]d/address 2>/dev/null || ip -o link show mshp%[1]d | sed 's/.*ether \([^ ]*\).*/\1/')
+		ip netns exec p%[1]d sh -ec "
+			ip link set lo up
+			ip link set eth0 up
+			ip address add %[2]s/32 dev eth0
+			ip address add %[3]s/128 dev eth0 nodad
+			ip route add 169.254.1.1 dev eth0 scope link
+			ip route add default via 169.254.1.1 dev eth0
+			ip neigh add 169.254.1.1 lladdr $mac dev eth0 nud permanent
+			ip neigh add fe80::1 lladdr $mac dev eth0 nud permanent
+			ip -6 route add default via fe80::1 dev eth0"
+		podmac=$(ip netns exec p%[1]d ip -o link show eth0 | sed 's/.*ether \([^ ]*\).*/\1/')
+		ip neigh add %[2]s lladdr $podmac dev mshp%[1]d nud permanent
+		ip neigh add %[3]s lladdr $podmac dev mshp%[1]d nud permanent`, n, m.podAddr(n), m.podAddr6(n)))
+}
+
+// in runs a command in a pod and returns what it printed, even if it failed.
+func (m *machine) in_(pod int, args ...string) (string, error) {
+	m.t.Helper()
+	all := append([]string{"-t", m.ns, "-n", "-m", "ip", "netns", "exec", fmt.Sprintf("p%d", pod)}, args...)
+	out, err := exec.Command("nsenter", all...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// serve starts a server in a pod and returns when it listens.
+func (m *machine) serve(pod int, network string, addr string) {
+	m.t.Helper()
+	exe, _ := os.Executable()
+	cmd := exec.Command("nsenter", "-t", m.ns, "-n", "-m", "ip", "netns", "exec", fmt.Sprintf("p%d", pod),
+		exe, "serve", network, addr, fmt.Sprintf("%s/p%d", m.name, pod))
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	_, port, _ := net.SplitHostPort(addr)
+	eventually(m.t, "server listens", func() error {
+		out, err := m.in_(pod, "ss", "-lnut")
+		if err != nil || !strings.Contains(out, ":"+port+" ") {
+			return fmt.Errorf("%s %v", out, err)
+		}
+		return nil
+	})
+}
+
+// askFrom asks from a pod, or from the node itself when pod is 0.
+func (m *machine) askFrom(pod int, network, addr, text string) (string, error) {
+	exe, _ := os.Executable()
+	if pod > 0 {
+		return m.in_(pod, exe, "ask", network, addr, text)
+	}
+	out, err := exec.Command("nsenter", "-t", m.ns, "-n", "-m", exe, "ask", network, addr, text).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func (m *machine) node() mesh.Node {
+	n := mesh.Node{
+		Name: m.name, Ready: true, PublicKey: m.key,
+		Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", m.n))},
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", m.n)),
+			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", m.n))},
+		Endpoints: []netip.AddrPort{netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:51820", m.n))},
+	}
+	return n
+}
+
+// eventually is for what other processes do in their own time.
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// settled waits until nothing is left to do on any machine.
+func settled(t *testing.T, ms ...*machine) {
+	t.Helper()
+	for _, m := range ms {
+		eventually(t, m.name+" settles", func() error {
+			r := m.ask(nil)
+			bad := slices.DeleteFunc(r.Checks, func(c status.Check) bool { return c.Healthy })
+			if len(r.Plan) > 0 || r.Err != "" || len(bad) > 0 || r.Network.MTU == 0 {
+				return fmt.Errorf("plan %q, %s, checks %v, network %v", r.Plan, r.Err, bad, r.Network)
+			}
+			return nil
+		})
+	}
+}
+
+func underlay(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `
+		ip link add br0 type bridge
+		ip link set br0 up
+		ip address add 192.0.2.254/24 dev br0
+		ip address add 2001:db8::fe/64 dev br0 nodad`)
+}
