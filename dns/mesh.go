@@ -64,6 +64,9 @@ func (m *Mesh) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 	if plugin.Zones(m.Zones).Matches(state.Name()) == "" {
 		return plugin.NextOrFailure(Name, m.Next, ctx, w, r)
 	}
+	if state.QClass() != dns.ClassINET {
+		return dns.RcodeRefused, nil
+	}
 	reply, _ := m.replies.Get().(*index.Reply)
 	if reply == nil {
 		reply = new(index.Reply)

@@ -60,6 +60,16 @@ func (s *Server) corefile(name string, upstreams []netip.AddrPort) string {
 	return b.String()
 }
 
+// deadEnd answers what nobody before it did: SERVFAIL, for a client can ask
+// another server or again later.
+type deadEnd struct{}
+
+func (deadEnd) Name() string { return "deadend" }
+
+func (deadEnd) ServeDNS(context.Context, dns.ResponseWriter, *dns.Msg) (int, error) {
+	return dns.RcodeServerFailure, nil
+}
+
 const captureDirective = "meshd"
 
 // compiling guards what CoreDNS and caddy keep for the whole process: the
@@ -79,6 +89,7 @@ func (s *Server) newChain(upstreams []netip.AddrPort) (*chain, error) {
 	c := &chain{forget: mesh.Share(name, s.cfg.Index)}
 	config, err := compile(s.corefile(name, upstreams))
 	if err == nil {
+		config.AddPlugin(func(plugin.Handler) plugin.Handler { return deadEnd{} })
 		c.server, err = dnsserver.NewServer(serverName, []*dnsserver.Config{config})
 	}
 	if err != nil {

@@ -76,8 +76,8 @@ func upstream(t testing.TB) netip.AddrPort {
 		m.SetReply(r)
 		switch name := strings.ToLower(r.Question[0].Name); {
 		case name == "www.example.com." && r.Question[0].Qtype == dns.TypeA:
-			rr, _ := dns.NewRR("www.example.com. 60 A 192.0.2.80")
-			m.Answer = []dns.RR{rr}
+			m.Answer = []dns.RR{&dns.A{A: net.IPv4(192, 0, 2, 80),
+				Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}}}
 		case name == "nothing.example.com.":
 			m.Rcode = dns.RcodeNameError
 		case name == "broken.example.com.":

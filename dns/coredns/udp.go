@@ -2,6 +2,7 @@ package coredns
 
 import (
 	"encoding/binary"
+	"io"
 	"net"
 	"net/netip"
 	"runtime"
@@ -51,7 +52,7 @@ func (s *Server) readUDP(conn *net.UDPConn) error {
 			dropped.Inc()
 			continue
 		}
-		w := &udpWriter{conn: conn, from: from}
+		w := &udpWriter{Writer: packet{conn, from}, local: conn.LocalAddr(), from: from}
 		query := append([]byte(nil), in[:n]...)
 		waiting.Go(func() {
 			defer func() { <-s.slots }()
@@ -106,9 +107,18 @@ func accept(h dns.Header) dns.MsgAcceptAction {
 
 // udpWriter sends one response; it is a dns.ResponseWriter.
 type udpWriter struct {
+	io.Writer
+	local net.Addr
+	from  netip.AddrPort
+}
+
+// packet writes to whoever asked.
+type packet struct {
 	conn *net.UDPConn
 	from netip.AddrPort
 }
+
+func (p packet) Write(b []byte) (int, error) { return p.conn.WriteToUDPAddrPort(b, p.from) }
 
 // refuse answers a query that could not be read beyond its header.
 func (w *udpWriter) refuse(h dns.Header, rcode int) {
@@ -130,12 +140,9 @@ func (w *udpWriter) WriteMsg(m *dns.Msg) error {
 	return err
 }
 
-func (w *udpWriter) Write(b []byte) (int, error) { return w.conn.WriteToUDPAddrPort(b, w.from) }
-
-func (w *udpWriter) LocalAddr() net.Addr  { return w.conn.LocalAddr() }
+func (w *udpWriter) LocalAddr() net.Addr  { return w.local }
 func (w *udpWriter) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(w.from) }
 func (w *udpWriter) Close() error         { return nil }
 func (w *udpWriter) TsigStatus() error    { return nil }
 func (w *udpWriter) TsigTimersOnly(bool)  {}
 func (w *udpWriter) Hijack()              {}
-func (w *udpWriter) Network() string      { return "udp" }

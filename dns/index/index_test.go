@@ -313,11 +313,11 @@ func TestAnswersTakeTurns(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	for zone, want := range map[string]string{
-		"":                                        "cluster.local.",
-		"Example.ORG":                             "example.org.",
-		".":                                       "error",
-		"a..b":                                    "error",
-		strings.Repeat("a", 64) + ".local":        "error",
+		"":                                 "cluster.local.",
+		"Example.ORG":                      "example.org.",
+		".":                                "error",
+		"a..b":                             "error",
+		strings.Repeat("a", 64) + ".local": "error",
 		strings.Repeat("abcdefgh.", 8) + "local.": "error",
 	} {
 		x, err := New(Config{Zone: zone})
