@@ -3,8 +3,18 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
 
+	"golang.org/x/sync/errgroup"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"meshd.dev/pkg/apiserver/etcd"
 )
 
 // Server is one API server.
@@ -12,22 +22,128 @@ type Server struct {
 	cfg      Config
 	ready    chan struct{}
 	loopback *rest.Config
+	store    *etcd.Store
+	listener net.Listener
+	parts    parts
+	crds     *apiextensions.CustomResourceDefinitions
+	// run are the loops that live as long as the server.
+	run []func(context.Context) error
 }
 
 // New reads the files cfg names, opens the store and the port, and builds the
-// server. Nothing is answered before Run.
-func New(ctx context.Context, cfg Config) (*Server, error) {
+// server. Nothing is answered before Run. A Server that is not run must be
+// closed.
+func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.Defaults()
 	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure API server: %w", err)
+	}
+	s := &Server{cfg: cfg, ready: make(chan struct{})}
+	done := false
+	defer func() {
+		if !done {
+			s.Close()
+		}
+	}()
+	if s.listener, err = listen(ctx, cfg.Listen); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, ready: make(chan struct{})}, nil
+	if s.store, err = openStore(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if err := s.build(); err != nil {
+		return nil, fmt.Errorf("build API server: %w", err)
+	}
+	done = true
+	return s, nil
+}
+
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the API on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+func openStore(ctx context.Context, cfg Config) (*etcd.Store, error) {
+	if len(cfg.EtcdEndpoints) > 0 {
+		return etcd.Dial(cfg.EtcdEndpoints)
+	}
+	return etcd.Open(ctx, filepath.Join(cfg.DataDir, "etcd"), cfg.Log)
+}
+
+// Close gives back the port and the store of a Server that is not run.
+func (s *Server) Close() {
+	if s.crds != nil {
+		s.crds.GenericAPIServer.Destroy()
+	}
+	if s.listener != nil {
+		s.listener.Close()
+	}
+	if s.store != nil {
+		s.store.Close()
+	}
 }
 
 // Run serves until ctx ends, then closes the port and the store. It may be
 // called once.
 func (s *Server) Run(ctx context.Context) error {
-	return errors.New("apiserver: not built yet")
+	defer s.store.Close()
+	defer s.listener.Close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	prepared := s.crds.GenericAPIServer.PrepareRun()
+	group.Go(func() error {
+		defer stop()
+		if err := prepared.RunWithContext(ctx); err != nil {
+			return fmt.Errorf("serve the API: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.store.Stopped():
+			return errors.New("serve the API: the embedded etcd stopped")
+		}
+	})
+	group.Go(func() error { s.awaitReady(ctx); return nil })
+	for _, f := range s.run {
+		group.Go(func() error { return f(ctx) })
+	}
+	err := group.Wait()
+	// Informers end with ctx; what they started must be gone when Run is.
+	s.parts.informers.Shutdown()
+	s.crds.Informers.Shutdown()
+	return err
+}
+
+// awaitReady asks /readyz until it says yes. There is no signal to wait for:
+// readiness is the sum of checks of many parts.
+func (s *Server) awaitReady(ctx context.Context) {
+	client, err := kubernetes.NewForConfig(s.loopback)
+	if err != nil {
+		return
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		status := 0
+		client.RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&status)
+		if status == http.StatusOK {
+			close(s.ready)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Ready is closed when /readyz says yes.
@@ -35,4 +151,11 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Loopback is the configuration of a client with all rights, over HTTPS to
 // this server. The caller gets a copy.
-func (s *Server) Loopback() *rest.Config { return rest.CopyConfig(s.loopback) }
+func (s *Server) Loopback() *rest.Config {
+	c := rest.CopyConfig(s.loopback)
+	c.ContentType = "application/vnd.kubernetes.protobuf"
+	return c
+}
+
+// Snapshot writes the embedded database to path.
+func (s *Server) Snapshot(path string) error { return s.store.Snapshot(path) }

@@ -1,0 +1,67 @@
+package apiserver
+
+import (
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/admission/initializer"
+	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
+	apiserverapi "k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/group"
+	"k8s.io/apiserver/pkg/authentication/request/anonymous"
+	"k8s.io/apiserver/pkg/authentication/request/union"
+	"k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	authorizerunion "k8s.io/apiserver/pkg/authorization/union"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+)
+
+// publicPaths are what a stranger may read.
+var publicPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
+
+// authenticator believes client certificates; a request without credentials
+// is anonymous on the public paths and refused elsewhere.
+func (s *Server) authenticator(ca dynamiccertificates.CAContentProvider) (authenticator.Request, error) {
+	known := union.New(x509.NewDynamic(ca.VerifyOptions, x509.CommonNameUserConversion))
+	var public []apiserverapi.AnonymousAuthCondition
+	for _, path := range publicPaths {
+		public = append(public, apiserverapi.AnonymousAuthCondition{Path: path})
+	}
+	return union.NewFailOnError(group.NewAuthenticatedGroupAdder(known), anonymous.NewAuthenticator(public)), nil
+}
+
+// authorizer lets system:masters do anything and asks RBAC about the others.
+func (s *Server) authorizer() (authorizer.Authorizer, error) {
+	a, err := authorizerunion.New(
+		authorizerunion.NamedAuthorizer{AuthorizerName: "masters", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
+		authorizerunion.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: s.parts.rbac},
+	)
+	if err != nil {
+		return nil, fmt.Errorf("chain authorizers: %w", err)
+	}
+	return a, nil
+}
+
+// admission are the plugins that see each write, in order.
+func (s *Server) admission(a authorizer.Authorizer) ([]admission.Interface, error) {
+	namespaces, err := lifecycle.NewLifecycle(sets.New(metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic))
+	if err != nil {
+		return nil, fmt.Errorf("make admission: %w", err)
+	}
+	plugins := []admission.Interface{namespaces}
+	init := initializer.New(s.parts.client, nil, s.parts.informers, a, nil, s.parts.generic.EffectiveVersion, nil, nil)
+	for _, p := range plugins {
+		init.Initialize(p)
+		if v, ok := p.(admission.InitializationValidator); ok {
+			if err := v.ValidateInitialization(); err != nil {
+				return nil, fmt.Errorf("make admission: %w", err)
+			}
+		}
+	}
+	return plugins, nil
+}
