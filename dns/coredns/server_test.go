@@ -62,7 +62,12 @@ func newIndex(t testing.TB) *index.Index {
 // broken fails. It returns where it listens.
 func upstream(t testing.TB) netip.AddrPort {
 	t.Helper()
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	return serveUpstream(t, "127.0.0.1:0")
+}
+
+func serveUpstream(t testing.TB, on string) netip.AddrPort {
+	t.Helper()
+	packets, err := net.ListenPacket("udp", on)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,21 +146,30 @@ func start(t testing.TB, c Config) *Server {
 }
 
 // waitFor waits until a check is as healthy as wanted.
-func waitFor(t testing.TB, b *status.Board, name string, healthy bool) status.Check {
+func waitFor(t testing.TB, b *status.Board, name string, healthy bool) (found status.Check) {
+	t.Helper()
+	waitUntil(t, func() bool {
+		for _, c := range b.Checks() {
+			if c.Name == name && c.Healthy == healthy {
+				found = c
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func waitUntil(t testing.TB, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		for _, c := range b.Checks() {
-			if c.Name == name && c.Healthy == healthy {
-				return c
-			}
-		}
+	for !done() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s never became healthy=%t: %+v", name, healthy, b.Checks())
+			t.Fatal("never happened")
 		case <-tick.C:
 		}
 	}
