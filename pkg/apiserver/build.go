@@ -28,6 +28,7 @@ import (
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"meshd.dev/pkg/apiserver/etcd"
 	"meshd.dev/pkg/apiserver/openapi"
@@ -138,6 +139,7 @@ func (s *Server) serving() error {
 	}
 	// The loopback client is the server's own: it is not throttled.
 	s.parts.generic.LoopbackClientConfig.QPS = -1
+	s.parts.generic.LoopbackClientConfig.WarningHandler = rest.NoWarnings{}
 	s.parts.generic.PublicAddress = s.cfg.AdvertiseAddress.AsSlice()
 	return nil
 }

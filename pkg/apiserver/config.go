@@ -16,7 +16,7 @@ type Config struct {
 	// Listen is host:port of the only port that is opened.
 	Listen string
 	// AdvertiseAddress is where the others reach this server; it becomes the
-	// endpoint of the Service "kubernetes".
+	// endpoint of the Service "kubernetes", unless it is a loopback one.
 	AdvertiseAddress netip.Addr
 	// DataDir holds the embedded etcd (DataDir/etcd). It must exist or be
 	// creatable.
@@ -75,7 +75,7 @@ func (c *Config) Validate() error {
 	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		bad("listen address %q: want a port from 1 to 65535", c.Listen)
 	}
-	if !c.AdvertiseAddress.IsValid() || c.AdvertiseAddress.IsUnspecified() || c.AdvertiseAddress.IsLoopback() && len(c.EtcdEndpoints) > 0 {
+	if !c.AdvertiseAddress.IsValid() || c.AdvertiseAddress.IsUnspecified() {
 		bad("advertise address %q: want an address other machines reach", c.AdvertiseAddress)
 	}
 	if c.DataDir == "" && len(c.EtcdEndpoints) == 0 {

@@ -74,7 +74,7 @@ func (s *Server) serviceAddresses(services *registry.REST) error {
 		return fmt.Errorf("allocate service addresses: %w", err)
 	}
 	s.run = append(s.run, ips.Run)
-	return nil
+	return s.bootstrap(ips.First())
 }
 
 // serve installs each group version in the server of custom resources.
