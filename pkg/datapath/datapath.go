@@ -113,6 +113,10 @@ type Datapath struct {
 	timer    *time.Timer     // of the second look for flows
 }
 
+// resync is the longest time until something is noticed of which the kernel
+// sends no event: peers, sysctls, silent tunnels.
+const resync = 10 * time.Second
+
 // New loads or makes the private key; nothing in the kernel changes yet.
 func New(cfg Config) (*Datapath, error) {
 	if err := cfg.setDefaults(); err != nil {
@@ -125,7 +129,7 @@ func New(cfg Config) (*Datapath, error) {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
 	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log), checks: map[string]bool{}}
-	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Log: cfg.Log})
+	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Resync: resync, Log: cfg.Log})
 	if old := device.CorruptKey(); old != "" {
 		cfg.Log.Error("private key was corrupt", "moved to", old)
 		cfg.Board.Fail("datapath/key", "the private key file was corrupt; it was moved to "+old+" and a new key was made",

@@ -32,7 +32,7 @@ import (
 // The test binary plays every role of the story: the test itself, a machine
 // with a Datapath, its userspace device, and programs in pods.
 func TestMain(m *testing.M) {
-	roles := map[string]func([]string) error{"wireguard": roleWireguard, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend}
+	roles := map[string]func([]string) error{"wireguard": roleWireguard, "hold": roleHold, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend}
 	if len(os.Args) > 1 {
 		if role, ok := roles[os.Args[1]]; ok {
 			if err := role(os.Args[2:]); err != nil {
@@ -67,17 +67,26 @@ type source struct{ atomic.Pointer[mesh.State] }
 
 func (s *source) State() *mesh.State { return s.Load() }
 
-// roleMachine runs a Datapath and answers requests on stdin until it ends.
-func roleMachine(args []string) error {
+// roleHold holds the namespaces of a machine until stdin ends, so that meshd
+// in it may die.
+func roleHold([]string) error {
 	if err := testns.Furnish(); err != nil {
 		return err
 	}
+	fmt.Println("ready")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// roleMachine runs a Datapath and answers requests on stdin until it ends.
+func roleMachine(args []string) error {
 	src, board := &source{}, &status.Board{}
 	exe, _ := os.Executable()
 	var mu sync.Mutex
 	var network Network
 	d, err := New(Config{
 		Node: args[0], StateDir: args[1], RunDir: args[1], Services: true, Source: src, Board: board,
+		PodCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		ServiceCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		SpawnUserspace: []string{exe, "wireguard"},
 		Log:            slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -216,13 +225,40 @@ type machine struct {
 	ns   string // pid that holds the namespaces
 }
 
-// newMachine is a computer with a cable to the underlay. Its namespaces are
-// held by a process of their own, so that meshd in it may die.
+// newMachine is a computer with a cable to the underlay, and meshd in it.
 func newMachine(t *testing.T, name string, n int) *machine {
 	t.Helper()
 	m := &machine{t: t, name: name, n: n, dir: t.TempDir(), log: &bytes.Buffer{}}
+	hold := testns.Command("hold")
+	in, err := hold.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := hold.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.ns = fmt.Sprint(hold.Process.Pid)
+	t.Cleanup(func() {
+		m.killIn()
+		in.Close()
+		_ = hold.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("machine %s: %q, %v", name, line, err)
+	}
 	m.start()
-	m.ns = fmt.Sprint(m.cmd.Process.Pid)
+	t.Cleanup(func() {
+		m.stop()
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", m.name, m.log)
+			b, _ := os.ReadFile(filepath.Join(m.dir, "wireguard-mesh0.log"))
+			t.Logf("userspace of %s:\n%s", m.name, b)
+		}
+	})
 	testns.Sh(t, fmt.Sprintf(`
 		ip link add under%[1]d type veth peer name eth0 netns %[2]s
 		ip link set under%[1]d master br0 up
@@ -235,8 +271,11 @@ func newMachine(t *testing.T, name string, n int) *machine {
 	return m
 }
 
+// start starts meshd.
 func (m *machine) start() {
-	m.cmd = testns.Command("machine", m.name, m.dir)
+	exe, _ := os.Executable()
+	m.cmd = exec.Command("nsenter", "-t", m.ns, "-n", "-m", exe, "machine", m.name, m.dir)
+	m.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	m.cmd.Stderr = m.log
 	in, err := m.cmd.StdinPipe()
 	if err != nil {
@@ -250,23 +289,19 @@ func (m *machine) start() {
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	m.t.Cleanup(func() {
-		m.killIn()
-		m.pipe.Close()
-		_ = m.cmd.Wait()
-		if m.t.Failed() {
-			m.t.Logf("log of %s:\n%s", m.name, m.log)
-			b, _ := os.ReadFile(filepath.Join(m.dir, "wireguard-mesh0.log"))
-			m.t.Logf("userspace of %s:\n%s", m.name, b)
-		}
-	})
 	m.key = m.ask(nil).Key
+}
+
+// stop lets meshd end by itself.
+func (m *machine) stop() {
+	m.pipe.Close()
+	_ = m.cmd.Wait()
 }
 
 // killIn ends the processes the machine left to themselves: its userspace
 // device and servers in pods.
 func (m *machine) killIn() {
-	_ = testns.Exec("nsenter", "-t", fmt.Sprint(m.cmd.Process.Pid), "-n", "-m", "sh", "-c",
+	_ = testns.Exec("nsenter", "-t", m.ns, "-n", "-m", "sh", "-c",
 		`for ns in $(ls /run/netns); do for p in $(ip netns pids $ns); do kill -9 $p; done; done; kill -9 $(cat /run/wireguard/mesh0.lock)`)
 }
 
@@ -399,11 +434,12 @@ func settled(t *testing.T, ms ...*machine) {
 	}
 }
 
-func underlay(t *testing.T) {
-	testns.New(t)
+func underlay(t *testing.T) (join func(testing.TB)) {
+	join = testns.New(t)
 	testns.Sh(t, `
 		ip link add br0 type bridge
 		ip link set br0 up
 		ip address add 192.0.2.254/24 dev br0
 		ip address add 2001:db8::fe/64 dev br0 nodad`)
+	return join
 }

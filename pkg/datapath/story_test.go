@@ -1,9 +1,16 @@
 package datapath
 
 import (
+	"bytes"
 	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
+	"meshd.dev/pkg/datapath/internal/testns"
 	"meshd.dev/pkg/mesh"
 )
 
@@ -13,10 +20,13 @@ func tell(s mesh.State, ms ...*machine) {
 	}
 }
 
+// marker is what pods send; nobody on the underlay may see it.
+const marker = "MARKER-IN-CLEAR"
+
 // Three machines on one wire, 192.0.2.N and 2001:db8::N; their pods are
-// 10.244.N.P and fd00:10:244:N::P.
+// 10.244.N.P and fd00:10:244:N::P; services are 10.96.0.S and fd00:10:96::S.
 func TestStory(t *testing.T) {
-	underlay(t)
+	join := underlay(t)
 	a, b, c := newMachine(t, "a", 1), newMachine(t, "b", 2), newMachine(t, "c", 3)
 	all := []*machine{a, b, c}
 	state := mesh.State{Nodes: []mesh.Node{a.node(), b.node(), c.node()}}
@@ -28,13 +38,365 @@ func TestStory(t *testing.T) {
 		m.serve(2, "tcp", ":80")
 		m.serve(2, "udp", ":53")
 	}
+	capture := startCapture(t)
+	s := &story{T: t, a: a, b: b, c: c, state: state}
+
+	for _, chapter := range []struct {
+		title string
+		tell  func(*testing.T)
+	}{
+		{"pods reach each other", s.podToPod},
+		{"services", s.services},
+		{"no endpoints is refused", s.noEndpoints},
+		{"spoofed sources are dropped", s.spoofing},
+		{"a UDP client follows the endpoints", s.udpFollows},
+		{"what others break is repaired", s.repair},
+		{"peers come and go alone", s.peers},
+		{"the userspace process dies", s.userspaceDies},
+		{"meshd is killed", s.meshdDies},
+		{"nothing in clear on the wire", capture},
+	} {
+		t.Run(chapter.title, func(t *testing.T) {
+			join(t)
+			chapter.tell(t)
+		})
+	}
+}
+
+type story struct {
+	*testing.T
+	a, b, c *machine
+	state   mesh.State
+}
+
+// asked fails unless the answer came as wanted.
+func asked(t *testing.T, want, got string, err error) {
+	t.Helper()
+	if err != nil || got != want {
+		t.Errorf("answer %q, %v; want %q", got, err, want)
+	}
+}
+
+func (s *story) podToPod(t *testing.T) {
+	a, b, c := s.a, s.b, s.c
 	for _, to := range []string{b.podAddr(2), b.podAddr6(2), c.podAddr(2), a.podAddr(3), a.podAddr6(3)} {
-		if out, err := a.in_(2, "ping", "-c1", "-W3", to); err != nil {
+		if out, err := a.in_(2, "ping", "-c1", "-W3", "-p", "4d41524b", to); err != nil {
 			t.Errorf("ping %s: %v\n%s", to, err, out)
 		}
 	}
-	for _, to := range []string{b.podAddr(2), "[" + b.podAddr6(2) + "]"} {
-		out, err := a.askFrom(2, "tcp", to+":80", "hello")
-		fmt.Println(out, err)
+	out, err := a.askFrom(2, "tcp", b.podAddr(2)+":80", marker)
+	asked(t, "b/p2 saw 10.244.1.2", out, err)
+	out, err = a.askFrom(2, "tcp", "["+c.podAddr6(2)+"]:80", marker)
+	asked(t, "c/p2 saw fd00:10:244:1::2", out, err)
+	out, err = a.askFrom(0, "tcp", b.podAddr(2)+":80", marker)
+	asked(t, "b/p2 saw 10.244.1.1", out, err)
+	// A packet as large as the pod's link takes.
+	if out, err := a.in_(2, "ping", "-c1", "-W3", "-M", "do", "-s", fmt.Sprint(1420-28), b.podAddr(2)); err != nil {
+		t.Errorf("large ping: %v\n%s", err, out)
+	}
+	// Out of the cluster the node speaks for the pod.
+	if out, err := a.in_(2, "ping", "-c1", "-W3", "192.0.2.254"); err != nil {
+		t.Errorf("ping out of the cluster: %v\n%s", err, out)
+	}
+}
+
+// service at 10.96.0.n and fd00:10:96::n with the pods as endpoints.
+func service(n int, sticky int32, pods ...netip.Addr) *mesh.Service {
+	s := &mesh.Service{
+		Namespace: "default", Name: fmt.Sprintf("svc%d", n), AffinityTimeout: sticky,
+		ClusterIPs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.96.0.%d", n)), netip.MustParseAddr(fmt.Sprintf("fd00:10:96::%d", n))},
+		Ports: []mesh.ServicePort{{Name: "http", Protocol: mesh.TCP, Port: 8080, NodePort: uint16(30000 + n)},
+			{Name: "dns", Protocol: mesh.UDP, Port: 53}},
+	}
+	for _, p := range pods {
+		s.Endpoints = append(s.Endpoints, mesh.Endpoint{Addr: p, Ready: true, Serving: true,
+			Node: map[bool]string{true: "a"}[strings.HasPrefix(p.String(), "10.244.1.") || strings.HasPrefix(p.String(), "fd00:10:244:1:")],
+			Ports: []mesh.EndpointPort{{Name: "http", Protocol: mesh.TCP, Port: 80}, {Name: "dns", Protocol: mesh.UDP, Port: 53}}})
+	}
+	return s
+}
+
+func addrs(texts ...string) []netip.Addr {
+	var list []netip.Addr
+	for _, s := range texts {
+		list = append(list, netip.MustParseAddr(s))
+	}
+	return list
+}
+
+func (s *story) services(t *testing.T) {
+	a, b, c := s.a, s.b, s.c
+	s.state.Services = []*mesh.Service{
+		service(1, 0, addrs(b.podAddr(2), b.podAddr6(2))...),
+		service(2, 0, addrs(a.podAddr(2), a.podAddr6(2))...),
+		service(3, 0, addrs(b.podAddr(2), c.podAddr(2))...),
+		service(4, 60, addrs(b.podAddr(2), c.podAddr(2))...),
+	}
+	tell(s.state, a, b, c)
+	settled(t, a, b, c)
+	for _, q := range []struct {
+		from          int
+		network, to   string
+		want, because string
+	}{
+		{2, "tcp", "10.96.0.1:8080", "b/p2 saw 10.244.1.2", "from a pod, the pod is seen"},
+		{2, "tcp", "[fd00:10:96::1]:8080", "b/p2 saw fd00:10:244:1::2", "IPv6"},
+		{2, "udp", "10.96.0.1:53", "b/p2 saw 10.244.1.2", "UDP"},
+		{0, "tcp", "10.96.0.1:8080", "b/p2 saw 10.244.1.1", "from the node, its mesh address is seen"},
+		{0, "tcp", "[fd00:10:96::1]:8080", "b/p2 saw fd00:10:244:1::1", "the same in IPv6"},
+		{0, "tcp", "10.96.0.2:8080", "a/p2 saw 10.244.1.1", "a local endpoint from the node"},
+		{2, "tcp", "10.96.0.2:8080", "a/p2 saw 10.244.1.1", "a pod reaches itself as the node"},
+		{2, "tcp", "[fd00:10:96::2]:8080", "a/p2 saw fd00:10:244:1::1", "the same in IPv6"},
+		{3, "tcp", "10.96.0.2:8080", "a/p2 saw 10.244.1.3", "a neighbour is seen as itself"},
+		{3, "tcp", "192.0.2.1:30001", "b/p2 saw 10.244.1.3", "a node port from a pod"},
+		{0, "tcp", "192.0.2.1:30001", "b/p2 saw 10.244.1.1", "a node port from the node"},
+		{0, "tcp", "[2001:db8::1]:30001", "b/p2 saw fd00:10:244:1::1", "the same in IPv6"},
+	} {
+		got, err := a.askFrom(q.from, q.network, q.to, marker)
+		if err != nil || got != q.want {
+			t.Errorf("%s: ask %s %s: %q, %v; want %q", q.because, q.network, q.to, got, err, q.want)
+		}
+	}
+	// From outside of the cluster.
+	exe, _ := os.Executable()
+	for _, to := range []string{"192.0.2.1:30001", "[2001:db8::1]:30002"} {
+		out, err := testns.Output(exe, "ask", "tcp", to, "not secret")
+		if err != nil || !strings.Contains(out, "p2 saw") {
+			t.Errorf("node port %s from outside: %q, %v", to, out, err)
+		}
+	}
+	seen, stuck := map[string]bool{}, map[string]bool{}
+	for range 30 {
+		got, _ := a.askFrom(2, "udp", "10.96.0.3:53", marker)
+		seen[got] = true
+		got, _ = a.askFrom(2, "udp", "10.96.0.4:53", marker)
+		stuck[got] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("30 questions to two endpoints reached %v", seen)
+	}
+	if len(stuck) != 1 {
+		t.Errorf("30 questions of a sticky client reached %v", stuck)
+	}
+}
+
+func (s *story) noEndpoints(t *testing.T) {
+	s.state.Services = append(s.state.Services, service(5, 0))
+	tell(s.state, s.a)
+	settled(t, s.a)
+	for _, to := range []string{"10.96.0.5:8080", "[fd00:10:96::5]:8080", "10.96.0.1:9999", "10.96.7.7:80"} {
+		for _, from := range []int{0, 2} {
+			out, err := s.a.askFrom(from, "tcp", to, marker)
+			if err == nil || !strings.Contains(out, "refused") {
+				t.Errorf("ask %s from %d: %q, %v; want connection refused", to, from, out, err)
+			}
+		}
+	}
+	out, err := s.a.askFrom(2, "udp", "10.96.0.5:53", marker)
+	if err == nil || !strings.Contains(out, "refused") {
+		t.Errorf("ask UDP without endpoints: %q, %v; want connection refused", out, err)
+	}
+}
+
+func (s *story) spoofing(t *testing.T) {
+	// a/p3 takes the address of a/p2, of a pod on another node, of the node.
+	for _, addr := range []string{s.a.podAddr(2), s.b.podAddr(3), "192.0.2.1", "192.0.2.77"} {
+		s.a.sh("ip netns exec p3 ip address add " + addr + "/32 dev eth0")
+		before := s.a.ruleset()
+		if out, err := s.a.in_(3, "ping", "-c1", "-W0.3", "-I", addr, s.b.podAddr(2)); err == nil {
+			t.Errorf("ping as %s was answered:\n%s\n%s", addr, out, before)
+		}
+		s.a.sh("ip netns exec p3 ip address del " + addr + "/32 dev eth0")
+	}
+	for _, addr := range []string{s.a.podAddr6(2), s.b.podAddr6(3), "2001:db8::77"} {
+		s.a.sh("ip netns exec p3 ip address add " + addr + "/128 dev eth0 nodad")
+		if out, err := s.a.in_(3, "ping", "-c1", "-W0.3", "-I", addr, s.b.podAddr6(2)); err == nil {
+			t.Errorf("ping as %s was answered:\n%s", addr, out)
+		}
+		s.a.sh("ip netns exec p3 ip address del " + addr + "/128 dev eth0")
+	}
+	if out, err := s.a.in_(3, "ping", "-c1", "-W3", s.b.podAddr(2)); err != nil {
+		t.Errorf("ping as itself: %v\n%s", err, out)
+	}
+	// A machine on the underlay claims to be a pod.
+	testns.Sh(t, `ip address add 10.244.2.99/32 dev br0; ip route add 10.244.1.2/32 via 192.0.2.1 src 10.244.2.99`)
+	if out, err := testns.Output("ping", "-c1", "-W0.3", "10.244.1.2"); err == nil {
+		t.Errorf("ping from the underlay as a pod was answered:\n%s", out)
+	}
+	testns.Sh(t, `ip route del 10.244.1.2/32; ip address del 10.244.2.99/32 dev br0`)
+}
+
+func (m *machine) ruleset() string { return m.sh("nft list table inet meshd") }
+
+func (s *story) udpFollows(t *testing.T) {
+	exe, _ := os.Executable()
+	cmd := exec.Command("nsenter", "-t", s.a.ns, "-n", "-m", "ip", "netns", "exec", "p3", exe, "send", "10.96.0.6:53")
+	in, _ := cmd.StdinPipe()
+	out, _ := cmd.StdoutPipe()
+	said := make([]byte, 200)
+	ask := func() string {
+		fmt.Fprintln(in, marker)
+		n, _ := out.Read(said)
+		return strings.TrimSpace(string(said[:n]))
+	}
+	for i, to := range []*machine{s.b, s.c} {
+		s.state.Services = append(s.state.Services[:5:5], service(6, 0, addrs(to.podAddr(2))...))
+		tell(s.state, s.a)
+		settled(t, s.a)
+		if i == 0 {
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "flow moves to "+to.name, func() error {
+			if got, want := ask(), to.name+"/p2 saw 10.244.1.3"; got != want {
+				return fmt.Errorf("answer %q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	in.Close()
+	_ = cmd.Wait()
+}
+
+// repair: somebody takes away what is ours, and adds to it; what is theirs
+// stays.
+func (s *story) repair(t *testing.T) {
+	s.a.sh(`
+		ip route add 198.51.100.0/24 via 192.0.2.254 proto static
+		nft add table inet theirs`)
+	for _, breakage := range []string{
+		"nft delete table inet meshd",
+		"nft flush chain inet meshd forward",
+		"nft flush map inet meshd svc4",
+		"nft add chain inet meshd extra",
+		"ip address flush dev mesh0",
+		"ip route flush proto 77",
+		"ip -6 route flush proto 77",
+		"ip link set mesh0 down",
+		"ip link set mesh0 mtu 1300",
+		"ip route add 10.250.0.0/16 dev mesh0 proto 77",
+		"sysctl -qw net.ipv4.ip_forward=0",
+		"wg set mesh0 listen-port 4444",
+	} {
+		s.a.sh(breakage)
+		if strings.HasPrefix(breakage, "sysctl") || strings.HasPrefix(breakage, "wg") {
+			s.a.ask(&s.state) // of these nobody tells us; the next round sees them
+		}
+		settled(t, s.a)
+		if out, err := s.a.in_(2, "ping", "-c1", "-W3", s.b.podAddr(2)); err != nil {
+			t.Errorf("after %s: %v\n%s", breakage, err, out)
+		}
+	}
+	s.a.sh(`
+		ip route show 198.51.100.0/24 | grep -q proto.static
+		nft list table inet theirs
+		ip route del 198.51.100.0/24
+		nft delete table inet theirs`)
+}
+
+// peers: while c is removed and comes back, the session with b goes on.
+func (s *story) peers(t *testing.T) {
+	handshake := func() string { return s.a.sh("wg show mesh0 latest-handshakes | grep '" + s.b.key.String() + "'") }
+	before := handshake()
+	without := s.state
+	without.Nodes = s.state.Nodes[:2]
+	tell(without, s.a)
+	settled(t, s.a)
+	if out, err := s.a.in_(2, "ping", "-c1", "-W0.3", s.c.podAddr(2)); err == nil {
+		t.Errorf("ping to a removed node was answered:\n%s", out)
+	}
+	if out := s.a.sh("wg show mesh0 peers"); strings.Contains(out, s.c.key.String()) {
+		t.Errorf("the removed node is still a peer:\n%s", out)
+	}
+	tell(s.state, s.a)
+	settled(t, s.a)
+	if out, err := s.a.in_(2, "ping", "-c2", "-W5", s.c.podAddr(2)); err != nil {
+		t.Errorf("ping to a node that came back: %v\n%s", err, out)
+	}
+	if after := handshake(); after != before {
+		t.Errorf("the session with b did not survive: handshake %s, then %s", before, after)
+	}
+}
+
+func (s *story) userspaceDies(t *testing.T) {
+	pid := strings.TrimSpace(s.a.sh("cat /run/wireguard/mesh0.lock"))
+	s.a.sh("kill -9 " + pid)
+	eventually(t, "another process serves the device", func() error {
+		out, err := testns.Output("nsenter", "-t", s.a.ns, "-n", "-m", "cat", "/run/wireguard/mesh0.lock")
+		if err != nil || strings.TrimSpace(out) == pid {
+			return fmt.Errorf("%q %v", out, err)
+		}
+		return nil
+	})
+	settled(t, s.a)
+	// The other side speaks first: our handshake told it of the new session.
+	eventually(t, "b reaches a", func() error {
+		out, err := s.b.in_(2, "ping", "-c1", "-W0.3", s.a.podAddr(2))
+		if err != nil {
+			return fmt.Errorf("%v %s", err, out)
+		}
+		return nil
+	})
+}
+
+// meshdDies: packets flow without it; a new one finds all as it must be.
+func (s *story) meshdDies(t *testing.T) {
+	look := func() string {
+		return s.a.sh("cat /run/wireguard/mesh0.lock; wg show mesh0 latest-handshakes | sort; ip -o link show mesh0; ip route show proto 77; nft -a list table inet meshd")
+	}
+	before := look()
+	if err := s.a.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.a.stop()
+	out, err := s.a.askFrom(2, "tcp", "10.96.0.1:8080", marker)
+	asked(t, "b/p2 saw 10.244.1.2", out, err)
+	s.a.start()
+	if plan := s.a.ask(&s.state).Plan; len(plan) > 0 {
+		t.Errorf("a new meshd finds something to do: %q", plan)
+	}
+	settled(t, s.a)
+	if after := look(); after != before {
+		t.Errorf("a restart changed something: before\n%s\nafter\n%s", before, after)
+	}
+}
+
+func startCapture(t *testing.T) func(*testing.T) {
+	file := filepath.Join(t.TempDir(), "wire.pcap")
+	cmd := exec.Command("tcpdump", "-i", "br0", "-U", "-Z", "root", "-w", file)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	eventually(t, "tcpdump listens", func() error {
+		_, err := os.Stat(file)
+		return err
+	})
+	return func(t *testing.T) {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(marker)) || bytes.Contains(b, []byte("MARKMARKMARK")) {
+			t.Error("what a pod said can be read on the wire")
+		}
+		out, err := testns.Output("tcpdump", "-nr", file, "(net 10.244.0.0/16 or net fd00:10:244::/48 or net 10.96.0.0/16 or net fd00:10:96::/112) and not arp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+			if line != "" && !strings.HasPrefix(line, "reading from") && !strings.Contains(line, "10.244.2.99") {
+				t.Errorf("pod addresses on the wire: %s", line)
+			}
+		}
+		out, err = testns.Output("tcpdump", "-nr", file, "udp port 51820")
+		if err != nil || strings.Count(out, "\n") < 20 {
+			t.Errorf("the tunnels were hardly used: %v\n%s", err, out)
+		}
 	}
 }

@@ -187,34 +187,60 @@ func (t *table) readRules() error {
 }
 
 func (t *table) readSets() error {
+	msgs, err := ask(unix.NFT_MSG_GETSET, netlink.Dump, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_SET_TABLE, Data: []byte(mesh.FirewallTable + "\x00")})
+	if err != nil {
+		return err
+	}
+	for _, m := range msgs {
+		var in, name string
+		var flags, keyBytes uint32
+		err := each(m, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_SET_TABLE:
+				in = ad.String()
+			case unix.NFTA_SET_NAME:
+				name = ad.String()
+			case unix.NFTA_SET_FLAGS:
+				flags = ad.Uint32()
+			case unix.NFTA_SET_KEY_LEN:
+				keyBytes = ad.Uint32()
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if in == mesh.FirewallTable {
+			t.sets[name] = setSignature(flags&unix.NFT_SET_MAP != 0, flags&unix.NFT_SET_INTERVAL != 0, int(keyBytes))
+		}
+	}
+	for name, signature := range t.sets {
+		if spec, ok := specOf(name); ok && signature == spec.signature() {
+			if err := t.readElements(spec); err != nil {
+				return fmt.Errorf("elements of %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (t *table) readElements(s setSpec) error {
 	c, err := dial()
 	if err != nil {
 		return err
 	}
-	sets, err := c.GetSets(ours)
+	list, err := c.GetSetElements(&nftables.Set{Table: ours, Name: s.name})
 	if err != nil {
 		return err
 	}
-	for _, s := range sets {
-		spec, ok := specOf(s.Name)
-		t.sets[s.Name] = setSignature(s.IsMap, s.Interval, int(s.KeyType.Bytes))
-		if !ok || t.sets[s.Name] != spec.signature() {
-			continue // no matter what is in it
+	in := make(map[element]string, len(list))
+	for _, e := range list {
+		value := string(e.Val)
+		if s.verdict {
+			value = gotoTarget(e.Val)
 		}
-		elements, err := c.GetSetElements(s)
-		if err != nil {
-			return fmt.Errorf("elements of %s: %w", s.Name, err)
-		}
-		in := make(map[element]string, len(elements))
-		for _, e := range elements {
-			value := string(e.Val)
-			if spec.verdict {
-				value = gotoTarget(e.Val)
-			}
-			in[element{string(e.Key), e.IntervalEnd}] = value
-		}
-		t.elements[s.Name] = in
+		in[element{string(e.Key), e.IntervalEnd}] = value
 	}
+	t.elements[s.name] = in
 	return nil
 }
 

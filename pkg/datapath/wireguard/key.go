@@ -16,26 +16,27 @@ import (
 // one when there is none. A file that holds something else is moved aside to
 // path.corrupt-<seconds> and a new key is made: a node that cannot start is
 // worse than one whose peers learn a new key from its Node object. setAside
-// is then the new name of the old file, for the operator to be told.
-func loadKey(path string) (key wgtypes.Key, setAside string, err error) {
+// is then the new name of the old file, for the operator to be told. Fresh
+// says that the key was made now: nobody knows it yet.
+func loadKey(path string) (key wgtypes.Key, fresh bool, setAside string, err error) {
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		key, err = makeKey(path)
-		return key, "", err
+		return key, true, "", err
 	case err != nil:
-		return key, "", fmt.Errorf("read private key: %w", err)
+		return key, false, "", fmt.Errorf("read private key: %w", err)
 	}
 	key, err = parseKey(b)
 	if err == nil {
-		return key, "", os.Chmod(path, 0o600)
+		return key, false, "", os.Chmod(path, 0o600)
 	}
 	setAside = fmt.Sprintf("%s.corrupt-%d", path, time.Now().Unix())
 	if err := os.Rename(path, setAside); err != nil {
-		return key, "", fmt.Errorf("set corrupt private key aside: %w", err)
+		return key, false, "", fmt.Errorf("set corrupt private key aside: %w", err)
 	}
 	key, err = makeKey(path)
-	return key, setAside, err
+	return key, true, setAside, err
 }
 
 // parseKey accepts 32 bytes in base64 with white space around, not all zero.

@@ -73,6 +73,7 @@ type Options struct {
 type Device struct {
 	opts     Options
 	key      wgtypes.Key
+	freshKey bool
 	setAside string
 
 	mu sync.Mutex
@@ -87,11 +88,11 @@ func New(opts Options) (*Device, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	key, setAside, err := loadKey(filepath.Join(opts.StateDir, "wireguard.key"))
+	key, fresh, setAside, err := loadKey(filepath.Join(opts.StateDir, "wireguard.key"))
 	if err != nil {
 		return nil, err
 	}
-	return &Device{opts: opts, key: key, setAside: setAside, wished: map[mesh.Key]netip.AddrPort{}}, nil
+	return &Device{opts: opts, key: key, freshKey: fresh, setAside: setAside, wished: map[mesh.Key]netip.AddrPort{}}, nil
 }
 
 // PublicKey of this node.
@@ -254,7 +255,10 @@ func (d *Device) diff(cfg Config, have state, now time.Time) []op {
 	for _, k := range gone {
 		ops = append(ops, removeOp{name, k})
 	}
-	if fresh { // the others still use the sessions of the device that died
+	if fresh && (!d.freshKey || len(d.wished) > 0) {
+		// The others may still use the sessions of the device that died. They
+		// cannot when they never heard of our key, and then a handshake would
+		// only be lost and be in the way of the next for five seconds.
 		knock := knockOp{name: name}
 		for _, p := range cfg.Peers {
 			if p.Endpoint.IsValid() {

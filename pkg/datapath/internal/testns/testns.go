@@ -82,8 +82,9 @@ func furnish() error {
 }
 
 // New moves this test to a fresh network namespace with lo up. The thread is
-// not given back, so it and the namespace end with the test.
-func New(t testing.TB) {
+// not given back, so it and the namespace end with the test. Subtests run on
+// other threads; each joins with the function that is returned.
+func New(t testing.TB) (join func(testing.TB)) {
 	t.Helper()
 	if os.Getenv(inside) == "" {
 		t.Skip("needs root")
@@ -94,6 +95,17 @@ func New(t testing.TB) {
 	}
 	if err := Up("lo"); err != nil {
 		t.Fatal(err)
+	}
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return func(t testing.TB) {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
