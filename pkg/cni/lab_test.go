@@ -189,6 +189,7 @@ func rt(id, netns string) *libcni.RuntimeConf {
 }
 
 func (l *lab) add(r *libcni.RuntimeConf) (*types100.Result, error) {
+	l.mustBeHost()
 	result, err := l.cni.AddNetworkList(context.Background(), l.list, r)
 	if err != nil {
 		return nil, err
@@ -206,6 +207,7 @@ func (l *lab) mustAdd(r *libcni.RuntimeConf) *types100.Result {
 }
 
 func (l *lab) del(r *libcni.RuntimeConf) error {
+	l.mustBeHost()
 	return l.cni.DelNetworkList(context.Background(), l.list, r)
 }
 
@@ -217,6 +219,7 @@ func (l *lab) mustDel(r *libcni.RuntimeConf) {
 }
 
 func (l *lab) check(r *libcni.RuntimeConf) error {
+	l.mustBeHost()
 	return l.cni.CheckNetworkList(context.Background(), l.list, r)
 }
 
@@ -279,6 +282,7 @@ func wantCode(t *testing.T, err error, code uint, word string) {
 // raw runs the plugin without libcni and gives what it printed.
 func (l *lab) raw(env []string, stdin string) (stdout string, code int) {
 	l.t.Helper()
+	l.mustBeHost()
 	cmd := exec.Command(filepath.Join(l.binDir, PluginType))
 	cmd.Env = append([]string{"CNI_PATH=" + l.binDir}, env...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -308,4 +312,52 @@ func (l *lab) stdin(version string, more map[string]any) string {
 func verbEnv(verb, id, netns string) []string {
 	return []string{"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + id, "CNI_NETNS=" + netns, "CNI_IFNAME=eth0",
 		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + id}
+}
+
+// run is t.Run with the subtest's goroutine in the host's namespace: without
+// it, a subtest would work on the machine it runs on.
+func (l *lab) run(name string, f func(t *testing.T)) {
+	l.t.Run(name, func(t *testing.T) {
+		runtime.LockOSThread() // the thread ends with the subtest
+		if err := unix.Setns(int(l.host.Fd()), unix.CLONE_NEWNET); err != nil {
+			t.Fatal(err)
+		}
+		f(t)
+	})
+}
+
+// mustBeHost keeps a test from working on the machine it runs on.
+func (l *lab) mustBeHost() {
+	l.t.Helper()
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer f.Close()
+	here, err := f.Stat()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if want, err := l.host.Stat(); err != nil || !os.SameFile(here, want) {
+		panic("not in the lab's host namespace: use l.run or l.inHost")
+	}
+}
+
+// verb runs one verb without libcni: an error comes back as *types.Error.
+func (l *lab) verb(verb, id, netns string, more map[string]any) (stdout string, err error) {
+	l.t.Helper()
+	return l.verbEnv(verbEnv(verb, id, netns), l.stdin("1.1.0", more))
+}
+
+func (l *lab) verbEnv(env []string, stdin string) (string, error) {
+	l.t.Helper()
+	out, code := l.raw(env, stdin)
+	if code == 0 {
+		return out, nil
+	}
+	e := &types.Error{}
+	if err := json.Unmarshal([]byte(out), e); err != nil {
+		l.t.Fatalf("exit code %d and no error in JSON but %q: %v", code, out, err)
+	}
+	return out, e
 }

@@ -78,6 +78,13 @@ func coded(err error) error {
 
 func isGone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
+func ignoreGone(err error) error {
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
 // add attaches a pod.
 func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	if err := c.complete(); err != nil {
@@ -125,9 +132,10 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 		hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: c.MTU, addresses: r.Addresses, alias: r.alias(),
 	}
 	if reused {
-		forgetConnections(r.Addresses)
+		// Best effort: it is about connections the last pod left open.
+		_ = rtnl.ForgetConnections(r.Addresses)
 	}
-	if err := s.attach(&a, host, ns, r); err != nil {
+	if err := s.attach(&a, host, ns); err != nil {
 		return fmt.Errorf("attach %s to container %s: %w", r.IfName, r.ContainerID, err)
 	}
 	if err := types.PrintResult(a.result(c, cmd.Netns), c.CNIVersion); err != nil {
@@ -170,39 +178,76 @@ func (c *conf) request(cmd *skel.CmdArgs) (q request, mac rtnl.MAC, err error) {
 	}, mac, nil
 }
 
-// attach makes the kernel hold a. A link of that name may be left of a DEL
-// that died between giving back the address and deleting the link.
-func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns, r Record) error {
-	err := a.attach(host, ns)
-	if !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	if _, lookErr := host.Link(a.hostLink); lookErr != nil {
-		if !isGone(lookErr) {
+// attach makes the kernel hold a. What an earlier DEL left to die with its
+// namespace may still be in the way, on the host or in the pod.
+func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns) error {
+	for {
+		err := a.attach(host, ns)
+		if !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		link, lookErr := a.inTheWay(host, ns)
+		if lookErr != nil {
 			return lookErr
 		}
-		return types.NewError(CodeAttached, "interface exists already in the container",
-			fmt.Sprintf("%s in %s: DEL first, or use another name", a.podLink, r.Netns))
+		owned, lookErr := s.owned(link, a.hostLink)
+		if lookErr != nil {
+			return lookErr
+		}
+		if link == "" || owned {
+			return types.NewError(CodeAttached, "interface exists already in the container: DEL first, or use another name", err.Error())
+		}
+		if err := deleteLink(host, link); err != nil {
+			return err
+		}
 	}
-	if other, err := s.sharesLink(r); err != nil || other != "" {
-		return errors.Join(err, fmt.Errorf("link %s belongs to container %s", a.hostLink, other))
-	}
-	if err := deleteLink(host, a.hostLink); err != nil {
-		return err
-	}
-	return a.attach(host, ns)
 }
 
-// sharesLink finds another attachment whose host link has the same name: one
-// in 2^48.
-func (s store) sharesLink(r Record) (containerID string, err error) {
-	names, _, err := s.names()
-	for _, n := range names {
-		if !n.is(r.ContainerID, r.IfName) && HostLink(n.containerID, n.ifName) == r.HostLink {
-			return n.containerID, nil
+// inTheWay names our link whose presence keeps a from being made, or none.
+func (a *attachment) inTheWay(host *rtnl.Conn, ns *netns) (string, error) {
+	if _, err := host.Link(a.hostLink); !isGone(err) {
+		return a.hostLink, err
+	}
+	var inPod rtnl.Link
+	err := ns.visit(func() error {
+		pod, err := rtnl.Open()
+		if err != nil {
+			return err
+		}
+		defer pod.Close()
+		inPod, err = pod.Link(a.podLink)
+		return err
+	})
+	if isGone(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	links, err := ourLinks(host)
+	for _, l := range links {
+		if l.Index == inPod.Peer && l.Peer == inPod.Index {
+			return l.Name, nil
 		}
 	}
 	return "", err
+}
+
+// owned says whether a link belongs to a recorded attachment other than the
+// one whose link is to be called mine. Two attachments share a name once in
+// 2^48; then the second is refused.
+func (s store) owned(link, mine string) (bool, error) {
+	names, _, err := s.names()
+	count := 0
+	for _, n := range names {
+		if HostLink(n.containerID, n.ifName) == link {
+			count++
+		}
+	}
+	if link == mine {
+		count-- // this attachment's own record
+	}
+	return count > 0, err
 }
 
 // takeOver deals with a record that is there already when ADD comes. If all of
@@ -237,13 +282,6 @@ func takeOver(host *rtnl.Conn, h *held, c *conf, ns *netns) error {
 func (r Record) attachment(c *conf) attachment {
 	mac, _ := parseMAC(r.MAC)
 	return attachment{hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: c.MTU, addresses: r.Addresses}
-}
-
-func deleteLink(host *rtnl.Conn, name string) error {
-	if err := host.Do(rtnl.LinkDel{Name: name}); err != nil && !isGone(err) {
-		return err
-	}
-	return nil
 }
 
 // result is what ADD prints, behind what a plugin before it in the chain made.
@@ -282,14 +320,26 @@ func ipNet(p netip.Prefix) net.IPNet {
 // under its hands.
 const maxTries = 10
 
-// del detaches a pod: the link goes, then the addresses come back. Everything
-// may be missing already.
+// del detaches a pod. Everything may be missing already.
+//
+// Taking a link down is quick and takes its routes and neighbours along:
+// nothing reaches the pod or comes from it any more, and its addresses can
+// come back. Deleting a link takes the kernel ten times as long as all the
+// rest together, whoever asks; so it is left to die with the pod's namespace,
+// which the runtime deletes next. Where there is no namespace, nobody would,
+// and it is deleted here. GC, Sweep and an ADD that finds it in its way are
+// behind both.
 func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 	host, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
 	defer host.Close()
+	remove := deleteLink
+	if ns, err := openNetns(cmd.Netns); err == nil {
+		ns.Close()
+		remove = disableLink
+	}
 	s := openStore(c.DataDir, c.Name)
 	for range maxTries {
 		n, ok, err := s.find(cmd.ContainerID, cmd.IfName)
@@ -297,7 +347,7 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 			return err
 		}
 		if !ok {
-			return deleteLink(host, HostLink(cmd.ContainerID, cmd.IfName))
+			return remove(host, HostLink(cmd.ContainerID, cmd.IfName))
 		}
 		h, err := s.hold(n, unix.LOCK_EX)
 		if errors.Is(err, errGone) {
@@ -307,16 +357,25 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 			return err
 		}
 		defer h.release()
-		return detach(host, h)
+		return h.detach(host, remove)
 	}
 	return errBusy
 }
 
-// detach takes a held attachment out of the kernel and then out of the store,
+// disableLink makes a pod unreachable, and its packets go nowhere.
+func disableLink(host *rtnl.Conn, name string) error {
+	return ignoreGone(host.Do(rtnl.LinkSet{Name: name, Down: true}))
+}
+
+func deleteLink(host *rtnl.Conn, name string) error {
+	return ignoreGone(host.Do(rtnl.LinkDel{Name: name}))
+}
+
+// detach takes an attachment out of the kernel and then out of the store,
 // never the other way round: an address comes back only when nothing answers
 // for it.
-func detach(host *rtnl.Conn, h *held) error {
-	if err := deleteLink(host, HostLink(h.name.containerID, h.name.ifName)); err != nil {
+func (h *held) detach(host *rtnl.Conn, remove func(*rtnl.Conn, string) error) error {
+	if err := remove(host, HostLink(h.name.containerID, h.name.ifName)); err != nil {
 		return err
 	}
 	return h.free()
@@ -471,7 +530,7 @@ func (s store) detachIdle(host *rtnl.Conn, n recordName) error {
 		return err
 	}
 	defer h.release()
-	return detach(host, h)
+	return h.detach(host, deleteLink)
 }
 
 // status says whether an ADD would do.

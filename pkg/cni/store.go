@@ -239,6 +239,22 @@ var errExists = errors.New("attachment has a record already")
 // the kernel be touched. reused says whether an address had another pod in
 // this boot.
 func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
+	h, r, reused, err = s.reserveUnsynced(q)
+	if err != nil {
+		return h, r, reused, err
+	}
+	// Behind the lock, so that many at once wait for the disk once. The file
+	// is new, and so this takes its name to disk with it (ext4, xfs, btrfs);
+	// elsewhere a power cut may lose the record, and with it the boot it is of.
+	if err := h.f.Sync(); err != nil {
+		err = errors.Join(fmt.Errorf("write record: %w", err), h.discard())
+		h.release()
+		return nil, r, false, err
+	}
+	return h, r, reused, nil
+}
+
+func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err error) {
 	unlock, err := s.lock()
 	if err != nil {
 		return nil, r, false, err
@@ -284,7 +300,7 @@ func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
 	return h, r, reused, err
 }
 
-// create writes a record, locked from before it can be seen.
+// create writes a record, whole and locked from before it can be seen.
 func (s store) create(r Record) (*held, error) {
 	temp := s.path(tempPrefix + strconv.Itoa(os.Getpid()))
 	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
@@ -293,11 +309,9 @@ func (s store) create(r Record) (*held, error) {
 	}
 	done := false
 	h := &held{store: s, name: r.name(), f: f}
-	final := s.path(h.name.String())
 	defer func() {
 		if !done {
 			os.Remove(temp)
-			os.Remove(final)
 			f.Close()
 		}
 	}()
@@ -307,13 +321,7 @@ func (s store) create(r Record) (*held, error) {
 	if _, err := f.Write(r.encode()); err != nil {
 		return nil, fmt.Errorf("write record: %w", err)
 	}
-	if err := f.Sync(); err != nil {
-		return nil, fmt.Errorf("write record: %w", err)
-	}
-	if err := os.Rename(temp, final); err != nil {
-		return nil, fmt.Errorf("write record: %w", err)
-	}
-	if err := syncDir(s.dir); err != nil {
+	if err := os.Rename(temp, s.path(h.name.String())); err != nil {
 		return nil, fmt.Errorf("write record: %w", err)
 	}
 	done = true

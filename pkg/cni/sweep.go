@@ -207,7 +207,7 @@ func (w *sweeper) attachment(s store, n recordName) error {
 	if w.DryRun {
 		return nil
 	}
-	return detach(w.host, h)
+	return h.detach(w.host, deleteLink)
 }
 
 func (w *sweeper) setAside(h *held) error {
@@ -248,26 +248,15 @@ func (w *sweeper) dead(r Record) (bool, error) {
 	return isGone(err), ignoreGone(err)
 }
 
-func ignoreGone(err error) error {
-	if isGone(err) {
-		return nil
-	}
-	return err
-}
-
 // orphans deletes host links that no record in dataDir knows. One that still
 // has its host route serves a pod whose record was lost: it goes only if live
 // is there to say that the pod does not. Links are listed before records are
 // read: a record is there before its link is, and so an ADD at work is never
 // mistaken.
 func orphans(host *rtnl.Conn, cfg SweepConfig, live func(Record) bool) (deleted, unknown []string, err error) {
-	links, err := host.Links()
-	if err != nil {
+	links, err := ourLinks(host)
+	if err != nil || len(links) == 0 {
 		return nil, nil, err
-	}
-	links = slices.DeleteFunc(links, func(l rtnl.Link) bool { return l.Kind != "veth" || !strings.HasPrefix(l.Name, mesh.PodLinkPrefix) })
-	if len(links) == 0 {
-		return nil, nil, nil
 	}
 	known, err := knownLinks(cfg.DataDir)
 	if err != nil {
@@ -295,6 +284,14 @@ func orphans(host *rtnl.Conn, cfg SweepConfig, live func(Record) bool) (deleted,
 		deleted = append(deleted, l.Name)
 	}
 	return deleted, unknown, errors.Join(failed...)
+}
+
+// ourLinks are the host's ends of pods.
+func ourLinks(host *rtnl.Conn) ([]rtnl.Link, error) {
+	links, err := host.Links()
+	return slices.DeleteFunc(links, func(l rtnl.Link) bool {
+		return l.Kind != "veth" || !strings.HasPrefix(l.Name, mesh.PodLinkPrefix)
+	}), err
 }
 
 // serves says whether a link without a record has a pod behind it.

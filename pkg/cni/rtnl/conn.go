@@ -111,13 +111,10 @@ func (c *Conn) collect(ops []Op, first uint32) error {
 	}
 }
 
-// ackError is nil for an acknowledgement and for an error the op expects.
+// ackError is nil for an acknowledgement.
 func ackError(op Op, h header, payload []byte) error {
 	errno := ackErrno(payload)
 	if errno == 0 {
-		return nil
-	}
-	if t, ok := op.(interface{ tolerates(unix.Errno) bool }); ok && t.tolerates(errno) {
 		return nil
 	}
 	return &OpError{Op: op.String(), Errno: errno, Reason: ackReason(h, payload)}

@@ -64,8 +64,8 @@ func (o VethAdd) end(m *message, name string, mac MAC) {
 
 // LinkSet changes a link. What is left zero stays.
 type LinkSet struct {
-	Index int
-	Name  string // for String only
+	Index int    // 0: find it by name
+	Name  string // else for String only
 	Up    bool
 	Down  bool
 	// NoLinkLocal keeps the kernel from making an IPv6 link-local address
@@ -115,6 +115,9 @@ func (o LinkSet) encode(m *message) {
 		flags = unix.IFF_UP
 	}
 	m.begin(unix.RTM_NEWLINK, 0, ifinfomsg(o.Index, flags, change)...)
+	if o.Index == 0 {
+		m.attrString(unix.IFLA_IFNAME, o.Name)
+	}
 	if o.Alias != "" {
 		m.attr(unix.IFLA_IFALIAS, []byte(o.Alias))
 	}
@@ -234,7 +237,7 @@ func (o RouteAdd) route(m *message, typ, flags uint16) {
 	case o.Dst.Addr().Is4():
 		scope = unix.RT_SCOPE_LINK
 	}
-	m.begin(typ, flags, rtmsg(family(o.Dst.Addr()), byte(o.Dst.Bits()), unix.RT_TABLE_MAIN, o.Protocol, scope, unix.RTN_UNICAST, rtFlags)...)
+	m.begin(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, rtmsg(family(o.Dst.Addr()), byte(o.Dst.Bits()), unix.RT_TABLE_MAIN, o.Protocol, scope, unix.RTN_UNICAST, rtFlags)...)
 	if o.Dst.Bits() > 0 {
 		m.attrAddr(unix.RTA_DST, o.Dst.Addr())
 	}
@@ -243,12 +246,3 @@ func (o RouteAdd) route(m *message, typ, flags uint16) {
 	}
 	m.attrUint32(unix.RTA_OIF, uint32(o.Index))
 }
-
-// RouteDel deletes a route that RouteAdd added; it is fine if it is gone.
-type RouteDel RouteAdd
-
-func (o RouteDel) String() string { return "ip route del " + RouteAdd(o).text() }
-
-func (o RouteDel) tolerates(e unix.Errno) bool { return e == unix.ESRCH || e == unix.ENODEV }
-
-func (o RouteDel) encode(m *message) { RouteAdd(o).route(m, unix.RTM_DELROUTE, 0) }

@@ -11,6 +11,8 @@ import (
 // Link is a link as the kernel has it.
 type Link struct {
 	Index int
+	// Peer is the other end's index, in whatever namespace that is.
+	Peer  int
 	Name  string
 	Kind  string // "veth", …
 	MAC   MAC
@@ -53,6 +55,8 @@ func parseLink(b []byte) Link {
 			l.Alias = text(v)
 		case unix.IFLA_ADDRESS:
 			copy(l.MAC[:], v)
+		case unix.IFLA_LINK:
+			l.Peer = int(number(v))
 		case unix.IFLA_MTU:
 			l.MTU = int(number(v))
 		case unix.IFLA_LINKINFO:
