@@ -47,10 +47,12 @@ deps:
 # --- the demo ----------------------------------------------------------------
 
 demo: deps build
-	go run ./test/demo -bin bin $(if $(KEEP),-keep)
+	go build -o bin/demo ./test/demo
+	bin/demo -bin bin $(if $(KEEP),-keep)
 
 demo-down:
-	go run ./test/demo down
+	go build -o bin/demo ./test/demo
+	bin/demo down
 
 # --- tests -------------------------------------------------------------------
 

@@ -106,3 +106,16 @@ func readProcess(pid int) Process {
 	}
 	return p
 }
+
+// Parent is the process that is to bury the given one.
+func Parent(pid int) (Process, error) {
+	f := statFields(pid)
+	if len(f) < 2 {
+		return Process{}, fmt.Errorf("process %d is gone", pid)
+	}
+	parent, err := strconv.Atoi(f[1])
+	if err != nil {
+		return Process{}, err
+	}
+	return readProcess(parent), nil
+}

@@ -134,6 +134,7 @@ func (s *server) routes() http.Handler {
 		writeJSON(w, resolve(r.Context(), r.FormValue("name"), r.FormValue("type"), timeout(r)))
 	})
 	mux.HandleFunc("GET /transfer", sendTransfer)
+	mux.HandleFunc("POST /transfer/stop", stopTransfer)
 	return mux
 }
 

@@ -80,8 +80,8 @@ func receive(conn io.ReadWriter) error {
 }
 
 // sendTransfer is the near end: to=HOST:PORT, text=WHAT, rate=BYTES a second,
-// for=DURATION. It answers with a Progress a line, ten a second, until the time
-// is over, the transfer breaks or the client goes.
+// for=DURATION, id=NAME. It answers with a Progress a line, ten a second, until
+// the time is over, the transfer breaks, or POST /transfer/stop names its id.
 func sendTransfer(w http.ResponseWriter, r *http.Request) {
 	rate, _ := strconv.Atoi(r.FormValue("rate"))
 	limit, err := time.ParseDuration(r.FormValue("for"))
@@ -91,6 +91,8 @@ func sendTransfer(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), limit)
 	defer cancel()
+	underWay.Store(r.FormValue("id"), cancel)
+	defer underWay.Delete(r.FormValue("id"))
 	t := &transfer{block: fill(r.FormValue("text"))}
 	ended := make(chan error, 1)
 	go func() { ended <- t.run(ctx, r.FormValue("to"), rate) }()
@@ -114,6 +116,19 @@ func sendTransfer(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// underWay holds the cancel function of each transfer by its id.
+var underWay sync.Map
+
+// stopTransfer lets a transfer come to its end.
+func stopTransfer(w http.ResponseWriter, r *http.Request) {
+	cancel, ok := underWay.Load(r.FormValue("id"))
+	if !ok {
+		http.Error(w, "no such transfer", http.StatusNotFound)
+		return
+	}
+	cancel.(context.CancelFunc)()
 }
 
 // fill repeats text to about one packet's worth.

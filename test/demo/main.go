@@ -1,0 +1,146 @@
+// Command demo tells the story of package test/story on this host and prints a
+// line a step with the time it took. It ends non-zero at the first step that
+// fails.
+//
+//	demo [-bin DIR] [-keep]        tell the story; -keep leaves the machines running
+//	demo exec MACHINE COMMAND...   run a command in a machine that was kept
+//	demo down                      take every trace away
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"meshd.dev/test/netlab"
+	"meshd.dev/test/story"
+)
+
+// labName of the demo; one at a time.
+const labName = "demo"
+
+func main() {
+	netlab.Init()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:])
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "down" {
+		return down(ctx)
+	}
+	if len(args) > 2 && args[0] == "exec" {
+		return execIn(ctx, args[1], args[2:])
+	}
+	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	bin := flags.String("bin", "bin", "folder of meshd, meshctl and mesh")
+	keep := flags.Bool("keep", false, "leave the machines running")
+	manifest := flags.String("manifest", "manifests/examples/demo.yaml", "the application")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q: want nothing, down, or exec MACHINE COMMAND", flags.Arg(0))
+	}
+	if err := down(ctx); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "meshd-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	w, err := story.New(story.Config{Name: labName, Keep: *keep, Bin: *bin, Work: work, Manifest: *manifest})
+	if err != nil {
+		return err
+	}
+	err = tell(ctx, w)
+	if *keep && w.Lab != nil {
+		explain()
+		return err
+	}
+	return errors.Join(err, w.End(context.WithoutCancel(ctx)))
+}
+
+// tell runs the steps and prints the table.
+func tell(ctx context.Context, w *story.World) error {
+	start := time.Now()
+	for i, s := range story.Steps() {
+		note, took, err := s.Run(ctx, w)
+		verdict := "ok"
+		if err != nil {
+			verdict = "FAIL"
+		}
+		fmt.Printf("%2d  %-4s %7.2fs  %-58s %s\n", i+1, verdict, took.Seconds(), s.Name, note)
+		if err != nil {
+			w.Report(os.Stdout)
+			return fmt.Errorf("step %d, %s: %w", i+1, s.Name, err)
+		}
+	}
+	fmt.Printf("    all  %7.2fs\n", time.Since(start).Seconds())
+	return nil
+}
+
+func explain() {
+	fmt.Print(`
+The machines m1, m2 and m3 run on. Every command below is run inside one of them:
+
+  bin/demo exec m1 meshctl status
+  bin/demo exec m1 meshctl kubectl get pods -A -o wide
+  bin/demo exec m1 kubectl --kubeconfig ` + story.AdminKubeconfig + ` get nodes    (any kubectl you have)
+  bin/demo exec m2 bash                          (look around: ip, wg, nft, ctr work as on a real machine)
+
+make demo-down takes them away.
+`)
+}
+
+// down destroys the demo's machines if there are any.
+func down(ctx context.Context) error {
+	l, err := netlab.Open(labName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return netlab.Sweep(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.Destroy(ctx); err != nil {
+		return err
+	}
+	for _, trace := range l.Traces() {
+		err = errors.Join(err, errors.New("left behind: "+trace))
+	}
+	return err
+}
+
+func execIn(ctx context.Context, machine string, argv []string) error {
+	l, err := netlab.Open(labName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("no demo is kept: make demo KEEP=1")
+	}
+	if err != nil {
+		return err
+	}
+	m := l.Machine(machine)
+	if m == nil || !m.On() {
+		return fmt.Errorf("machine %s: none of that name is on", machine)
+	}
+	cmd := m.Command(ctx, argv...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
