@@ -6,6 +6,8 @@ package object
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -283,7 +285,8 @@ func (s *Store) path(r Ref) string {
 	if r.Kind == "secrets" {
 		dir = s.cfg.SecretDir
 	}
-	return filepath.Join(dir, r.Kind+"_"+r.Namespace+"_"+r.Name+".json")
+	sum := sha256.Sum256([]byte(r.Namespace + "/" + r.Name)) // names may be longer than files'
+	return filepath.Join(dir, r.Kind+"-"+hex.EncodeToString(sum[:16])+".json")
 }
 
 func (s *Store) keep(r Ref, obj runtime.Object) {

@@ -138,6 +138,8 @@ type Run struct {
 	// MessageFile is where the container's termination message lies on the
 	// host.
 	MessageFile string
+	// SeccompDir holds profiles of type Localhost.
+	SeccompDir string
 	// NodeMemory in bytes and OOMFloor, the lowest oom_score_adj the agent may
 	// ask for.
 	NodeMemory, OOMFloor int64
@@ -145,7 +147,7 @@ type Run struct {
 
 // Container is the configuration of a container.
 func Container(pod *v1.Pod, c *v1.Container, run Run) (*cri.ContainerConfig, error) {
-	security, err := security(pod, c)
+	security, err := security(pod, c, run.SeccompDir)
 	if err != nil {
 		return nil, err
 	}

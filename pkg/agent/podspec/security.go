@@ -21,9 +21,6 @@ var (
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-// seccompRoot is where profiles of type Localhost lie on the node.
-const seccompRoot = "/var/lib/meshd/seccomp"
-
 // effective is the container's security context with the pod's for what it
 // leaves open.
 func effective(pod *v1.Pod, c *v1.Container) v1.SecurityContext {
@@ -56,7 +53,7 @@ func effective(pod *v1.Pod, c *v1.Container) v1.SecurityContext {
 	return sc
 }
 
-func security(pod *v1.Pod, c *v1.Container) (*cri.LinuxContainerSecurityContext, error) {
+func security(pod *v1.Pod, c *v1.Container, seccompDir string) (*cri.LinuxContainerSecurityContext, error) {
 	sc := effective(pod, c)
 	out := &cri.LinuxContainerSecurityContext{
 		NamespaceOptions: namespaces(pod),
@@ -69,7 +66,7 @@ func security(pod *v1.Pod, c *v1.Container) (*cri.LinuxContainerSecurityContext,
 		Apparmor:         appArmor(sc.AppArmorProfile),
 	}
 	var err error
-	if out.Seccomp, err = seccomp(sc.SeccompProfile); err != nil {
+	if out.Seccomp, err = seccomp(sc.SeccompProfile, seccompDir); err != nil {
 		return nil, err
 	}
 	if pod.Spec.SecurityContext != nil {
@@ -146,7 +143,7 @@ func selinux(o *v1.SELinuxOptions) *cri.SELinuxOption {
 	return &cri.SELinuxOption{User: o.User, Role: o.Role, Type: o.Type, Level: o.Level}
 }
 
-func seccomp(p *v1.SeccompProfile) (*cri.SecurityProfile, error) {
+func seccomp(p *v1.SeccompProfile, dir string) (*cri.SecurityProfile, error) {
 	out := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
 	if p == nil {
 		return out, nil
@@ -156,10 +153,10 @@ func seccomp(p *v1.SeccompProfile) (*cri.SecurityProfile, error) {
 		out.ProfileType = cri.SecurityProfile_RuntimeDefault
 	case v1.SeccompProfileTypeLocalhost:
 		if p.LocalhostProfile == nil || !filepath.IsLocal(*p.LocalhostProfile) {
-			return nil, errors.New("seccompProfile of type Localhost names no file below " + seccompRoot)
+			return nil, errors.New("seccompProfile of type Localhost names no file below " + dir)
 		}
 		out.ProfileType = cri.SecurityProfile_Localhost
-		out.LocalhostRef = filepath.Join(seccompRoot, *p.LocalhostProfile)
+		out.LocalhostRef = filepath.Join(dir, *p.LocalhostProfile)
 	}
 	return out, nil
 }

@@ -61,6 +61,9 @@ func (c *Client) List(ctx context.Context) (map[types.UID]*Pod, error) {
 // Died notes a death that CRI will show only when the runtime has cleaned up
 // behind it, some 50 ms later.
 func (c *Client) Died(e Exit) {
+	if e.At.IsZero() {
+		return // not known how; CRI will say
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.exits[e.ID] = e

@@ -1,0 +1,281 @@
+// Package node is this machine in the API: its Node object, which says what it
+// is and how it is, and its Lease, which says that it lives.
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	goruntime "runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/client-go/kubernetes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"meshd.dev/pkg/reconcile"
+	"meshd.dev/pkg/status"
+)
+
+// Runtime is what the node asks its container runtime.
+type Runtime interface {
+	Version(context.Context) (string, error)
+	Conditions(context.Context) ([]*cri.RuntimeCondition, error)
+}
+
+// Config of a Node.
+type Config struct {
+	Name    string
+	Client  kubernetes.Interface
+	Runtime Runtime
+	IPs     []netip.Addr
+	Labels  map[string]string
+	// Port on which the agent serves.
+	Port          string
+	LeaseInterval time.Duration
+	MaxPods       int
+	// Dir is on the disk whose space counts.
+	Dir   string
+	Board *status.Board
+	Log   *slog.Logger
+}
+
+// Node keeps the Node object and the Lease.
+type Node struct {
+	cfg  Config
+	port int32
+	loop *reconcile.Loop
+	beat *reconcile.Loop
+
+	mu      sync.Mutex
+	version string
+	pushed  time.Time
+	uid     types.UID
+	lease   lease
+}
+
+// The paces of looking at the node, and of saying again that nothing changed.
+const (
+	lookEvery = 5 * time.Second
+	sayEvery  = 5 * time.Minute
+	apiLimit  = 10 * time.Second
+)
+
+// New makes a Node; Run keeps it.
+func New(cfg Config) (*Node, error) {
+	port, err := strconv.ParseUint(cfg.Port, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("node %s: port %q: %w", cfg.Name, cfg.Port, err)
+	}
+	n := &Node{cfg: cfg, port: int32(port)}
+	n.loop = reconcile.New(reconcile.Config{Name: "agent/node", Do: n.sync, Resync: lookEvery, MaxBackoff: 5 * time.Second,
+		Report: func(err error) {
+			cfg.Board.Report("agent/node", err, "check that the API server is reachable and the node's certificate valid")
+		}, Log: cfg.Log})
+	n.beat = reconcile.New(reconcile.Config{Name: "agent/lease", Do: n.renew, Resync: cfg.LeaseInterval, MaxBackoff: cfg.LeaseInterval,
+		Report: func(err error) {
+			cfg.Board.Report("agent/lease", err, "check that the API server is reachable and the node's certificate valid")
+		}, Log: cfg.Log})
+	return n, nil
+}
+
+// Run registers the node and keeps it current until ctx ends.
+func (n *Node) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.loop.Run(ctx) })
+	group.Go(func() error { return n.beat.Run(ctx) })
+	return group.Wait()
+}
+
+// RuntimeVersion is the runtime's, as in containerd://1.6.20; empty until it
+// answered once.
+func (n *Node) RuntimeVersion() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.version
+}
+
+// Allocatable is what pods may use.
+func (n *Node) Allocatable() v1.ResourceList {
+	_, allocatable := resources(n.cfg.Dir, n.cfg.MaxPods)
+	return allocatable
+}
+
+// sync makes the Node object say what is so.
+func (n *Node) sync(ctx context.Context) error {
+	conditions, rtErr := n.conditions(ctx)
+	ctx, cancel := context.WithTimeout(ctx, apiLimit)
+	defer cancel()
+	nodes := n.cfg.Client.CoreV1().Nodes()
+	old, err := nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		old, err = nodes.Create(ctx, &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.cfg.Name, Labels: n.labels()}}, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			old, err = nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("node %s: %w", n.cfg.Name, err)
+	}
+	n.mu.Lock()
+	n.uid = old.UID
+	stale := time.Since(n.pushed) > sayEvery
+	n.mu.Unlock()
+	wanted := n.wanted(old, conditions, time.Now())
+	if err := n.patch(ctx, old, wanted, stale); err != nil {
+		return err
+	}
+	return rtErr
+}
+
+func (n *Node) labels() map[string]string {
+	labels := map[string]string{
+		v1.LabelHostname: n.cfg.Name, v1.LabelOSStable: goruntime.GOOS, v1.LabelArchStable: goruntime.GOARCH,
+	}
+	for k, v := range n.cfg.Labels {
+		labels[k] = v
+	}
+	return labels
+}
+
+// wanted is the object as it should be; what others write in it is kept.
+func (n *Node) wanted(old *v1.Node, conditions []v1.NodeCondition, now time.Time) *v1.Node {
+	w := old.DeepCopy()
+	if w.Labels == nil {
+		w.Labels = map[string]string{}
+	}
+	for k, v := range n.labels() {
+		w.Labels[k] = v
+	}
+	w.Status.Capacity, w.Status.Allocatable = resources(n.cfg.Dir, n.cfg.MaxPods)
+	w.Status.Addresses = nil
+	for _, ip := range n.cfg.IPs {
+		w.Status.Addresses = append(w.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip.String()})
+	}
+	w.Status.Addresses = append(w.Status.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: n.cfg.Name})
+	w.Status.DaemonEndpoints.KubeletEndpoint.Port = n.port
+	w.Status.NodeInfo = nodeInfo(n.RuntimeVersion())
+	for _, c := range conditions {
+		setCondition(w, c, now)
+	}
+	return w
+}
+
+func setCondition(w *v1.Node, c v1.NodeCondition, now time.Time) {
+	c.LastHeartbeatTime, c.LastTransitionTime = metav1.NewTime(now), metav1.NewTime(now)
+	for i := range w.Status.Conditions {
+		if w.Status.Conditions[i].Type != c.Type {
+			continue
+		}
+		if w.Status.Conditions[i].Status == c.Status {
+			c.LastTransitionTime = w.Status.Conditions[i].LastTransitionTime
+		}
+		w.Status.Conditions[i] = c
+		return
+	}
+	w.Status.Conditions = append(w.Status.Conditions, c)
+}
+
+// patch writes what differs: labels on the object, the rest on its status. The
+// heartbeat times alone are worth a write only when the last one is long ago.
+func (n *Node) patch(ctx context.Context, old, wanted *v1.Node, stale bool) error {
+	if !equality.Semantic.DeepEqual(old.Labels, wanted.Labels) {
+		if err := n.send(ctx, old.DeepCopy(), withLabels(old, wanted.Labels)); err != nil {
+			return err
+		}
+	}
+	if !stale && equality.Semantic.DeepEqual(still(old), still(wanted)) {
+		return nil
+	}
+	before, after := old.DeepCopy(), wanted.DeepCopy()
+	after.ObjectMeta = before.ObjectMeta
+	// Addresses merge by type and address in a patch; several of one type need
+	// the whole list.
+	if err := n.send(ctx, before, after, "status"); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.pushed = time.Now()
+	n.mu.Unlock()
+	n.cfg.Log.Debug("node status written", "node", n.cfg.Name)
+	return nil
+}
+
+func withLabels(old *v1.Node, labels map[string]string) *v1.Node {
+	w := old.DeepCopy()
+	w.Labels = labels
+	return w
+}
+
+// still is the status without the times that always move.
+func still(n *v1.Node) v1.NodeStatus {
+	s := *n.Status.DeepCopy()
+	for i := range s.Conditions {
+		s.Conditions[i].LastHeartbeatTime = metav1.Time{}
+	}
+	return s
+}
+
+func (n *Node) send(ctx context.Context, before, after *v1.Node, subresource ...string) error {
+	b, err := json.Marshal(before)
+	if err != nil {
+		return err
+	}
+	a, err := json.Marshal(after)
+	if err != nil {
+		return err
+	}
+	patch, err := strategicpatch.CreateTwoWayMergePatch(b, a, v1.Node{})
+	if err != nil {
+		return err
+	}
+	if len(subresource) > 0 && !equality.Semantic.DeepEqual(before.Status.Addresses, after.Status.Addresses) {
+		if patch, err = replaceAddresses(patch, after.Status.Addresses); err != nil {
+			return err
+		}
+	}
+	if _, err := n.cfg.Client.CoreV1().Nodes().Patch(ctx, n.cfg.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, subresource...); err != nil {
+		return fmt.Errorf("write node %s: %w", n.cfg.Name, err)
+	}
+	return nil
+}
+
+// replaceAddresses has the patch replace the list of addresses whole: a merge
+// goes by type, and a node of two address families has two of one type.
+func replaceAddresses(patch []byte, addresses []v1.NodeAddress) ([]byte, error) {
+	var p map[string]any
+	if err := json.Unmarshal(patch, &p); err != nil {
+		return nil, err
+	}
+	status, ok := p["status"].(map[string]any)
+	if !ok {
+		status = map[string]any{}
+		p["status"] = status
+	}
+	list := []any{map[string]any{"$patch": "replace"}}
+	for _, a := range addresses {
+		list = append(list, a)
+	}
+	status["addresses"] = list
+	delete(status, "$setElementOrder/addresses")
+	return json.Marshal(p)
+}
+
+func readLine(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return firstLine(b)
+}
