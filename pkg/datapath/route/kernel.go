@@ -229,20 +229,22 @@ func PathMTU(addr netip.Addr, device string) int {
 // DefaultMTU is the smallest MTU of the links of the default routes; 0 when
 // there is none.
 func DefaultMTU(device string) int {
-	routes, err := dump(func() ([]netlink.Route, error) {
-		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
-	})
-	if err != nil {
-		return 0
-	}
 	mtu := 0
-	for _, r := range routes {
-		link, err := netlink.LinkByIndex(r.LinkIndex)
-		if err != nil || link.Attrs().Name == device || link.Attrs().Flags&net.FlagLoopback != 0 {
-			continue
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_DST)
+		})
+		if err != nil {
+			continue // as good as none
 		}
-		if mtu == 0 || link.Attrs().MTU < mtu {
-			mtu = link.Attrs().MTU
+		for _, r := range routes {
+			link, err := netlink.LinkByIndex(r.LinkIndex)
+			if err != nil || link.Attrs().Name == device || link.Attrs().Flags&net.FlagLoopback != 0 {
+				continue
+			}
+			if mtu == 0 || link.Attrs().MTU < mtu {
+				mtu = link.Attrs().MTU
+			}
 		}
 	}
 	return mtu

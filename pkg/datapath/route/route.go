@@ -168,10 +168,11 @@ func compare(a, b entry) int {
 		cmp.Compare(a.metric, b.metric), cmp.Compare(a.String(), b.String()))
 }
 
-// diff: sysctls, addresses (routes name them as source), routes; what is no
-// longer wanted goes last.
+// diff: sysctls, addresses (routes name them as source), routes; then what is
+// no longer wanted, routes before the addresses they name: the kernel changes
+// or removes routes whose source goes.
 func diff(cfg Config, have state) []op {
-	var ops, last []op
+	var ops, last, goneAddrs []op
 	for _, s := range sysctls(cfg) {
 		if v, ok := have.sysctls[s.path()]; ok && v != s.value {
 			ops = append(ops, s)
@@ -181,13 +182,20 @@ func diff(cfg Config, have state) []op {
 	for _, a := range cfg.Addrs {
 		p := netip.PrefixFrom(a, a.BitLen())
 		wantAddrs[p] = true
-		if have.link != 0 && !slices.Contains(have.addrs, p) {
-			ops = append(ops, addrOp{add: true, addr: p, dev: cfg.Device})
+		if have.link == 0 || slices.Contains(have.addrs, p) {
+			continue
 		}
+		for _, twin := range have.addrs { // IPv6 has an address once, whatever its length
+			if a.Is6() && twin.Addr() == a {
+				ops = append(ops, addrOp{addr: twin, dev: cfg.Device})
+				wantAddrs[twin] = true // dealt with
+			}
+		}
+		ops = append(ops, addrOp{add: true, addr: p, dev: cfg.Device})
 	}
 	for _, p := range have.addrs {
 		if !wantAddrs[p] {
-			last = append(last, addrOp{addr: p, dev: cfg.Device})
+			goneAddrs = append(goneAddrs, addrOp{addr: p, dev: cfg.Device})
 		}
 	}
 	want := wanted(cfg, have.link)
@@ -199,7 +207,13 @@ func diff(cfg Config, have state) []op {
 		twins := ours[w.key()]
 		i := slices.Index(twins, w)
 		if i < 0 { // change a route of ours in place, or add one
-			i = slices.IndexFunc(twins, func(e entry) bool { return e.odd == "" })
+			if i = slices.IndexFunc(twins, func(e entry) bool { return e.odd == "" }); i < 0 {
+				for _, e := range twins { // ours, but in the way
+					ops = append(ops, routeOp{verb: "del", entry: e})
+				}
+				twins = nil
+				delete(ours, w.key())
+			}
 			ops = append(ops, routeOp{verb: verbOf(i), entry: w})
 		}
 		if i >= 0 {
@@ -211,7 +225,7 @@ func diff(cfg Config, have state) []op {
 			last = append(last, routeOp{verb: "del", entry: e})
 		}
 	}
-	return append(ops, last...)
+	return slices.Concat(ops, last, goneAddrs)
 }
 
 // verbOf: a route of somebody else with the same destination and metric is

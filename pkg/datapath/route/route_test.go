@@ -1,0 +1,248 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"meshd.dev/pkg/datapath/internal/testns"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// Two peers, 10.244.2.0/24 and 10.244.3.0/24; we are 10.244.1.0/24.
+func config() Config {
+	p, a := netip.MustParsePrefix, netip.MustParseAddr
+	return Config{
+		Device: "mesh0",
+		Addrs:  []netip.Addr{a("10.244.1.1"), a("fd00:10:244:1::1")},
+		Routes: []Route{
+			{Dst: p("10.244.2.0/24"), Src: a("10.244.1.1"), MTU: 1420},
+			{Dst: p("10.244.3.0/24"), Src: a("10.244.1.1"), MTU: 1300},
+			{Dst: p("fd00:10:244:2::/64"), Src: a("fd00:10:244:1::1"), MTU: 1420},
+		},
+		Floor: []netip.Prefix{p("10.244.0.0/16"), p("10.244.1.0/24"), p("10.244.2.0/24"), p("10.244.3.0/24"), p("fd00:10:244::/48")},
+	}
+}
+
+const wished = `
+10.244.2.0/24 dev mesh0 scope link src 10.244.1.1 mtu 1420
+10.244.3.0/24 dev mesh0 scope link src 10.244.1.1 mtu 1300
+blackhole 10.244.0.0/16 metric 16777216
+blackhole 10.244.1.0/24 metric 16777216
+blackhole 10.244.2.0/24 metric 16777216
+blackhole 10.244.3.0/24 metric 16777216
+blackhole fd00:10:244::/48 dev lo metric 16777216 pref medium
+fd00:10:244:2::/64 dev mesh0 src fd00:10:244:1::1 metric 1024 mtu 1420 pref medium
+inet 10.244.1.1/32 scope global mesh0
+inet6 fd00:10:244:1::1/128 scope global nodad`
+
+// shown is the kernel's view of what is ours.
+func shown(t *testing.T) string {
+	out := testns.Sh(t, `
+		ip -4 route show table all proto 77 | sort
+		ip -6 route show table all proto 77 | sort
+		ip address show dev mesh0 scope global | grep inet | sed 's/ valid_lft.*//'`)
+	var lines []string
+	for _, l := range strings.Split(out, "\n") {
+		if l = strings.Join(strings.Fields(l), " "); l != "" && !strings.Contains(l, "valid_lft") {
+			lines = append(lines, l)
+		}
+	}
+	return "\n" + strings.Join(lines, "\n")
+}
+
+func fresh(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `
+		ip link add eth0 type veth peer name eth0x; ip link set eth0x up; ip link set eth0 up
+		ip address add 192.0.2.1/24 dev eth0
+		ip route add default via 192.0.2.254`)
+}
+
+func apply(t *testing.T, cfg Config) {
+	t.Helper()
+	if err := Apply(cfg, quiet); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := Plan(cfg)
+	if err != nil || len(plan) > 0 {
+		t.Errorf("the second time there is something to do: %q, %v", plan, err)
+	}
+}
+
+func TestApply(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up")
+	apply(t, config())
+	if diff := cmp.Diff(wished, shown(t)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	got := testns.Sh(t, "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.mesh0.rp_filter net.ipv6.conf.mesh0.accept_ra")
+	if got != "1\n1\n2\n0\n" {
+		t.Errorf("sysctls %q", got)
+	}
+}
+
+func TestPlanReadsLikeCommands(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up; ip route add 10.9.0.0/16 dev mesh0 proto 77; ip address add 10.244.9.1/24 dev mesh0")
+	plan, err := Plan(Config{
+		Device: "mesh0", Addrs: config().Addrs[:1], Routes: config().Routes[:1], Floor: config().Floor[:1]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `
+sysctl -w net.ipv4.ip_forward=1
+sysctl -w net.ipv4.conf.mesh0.rp_filter=2
+sysctl -w net.ipv6.conf.mesh0.accept_ra=0
+ip address add 10.244.1.1/32 dev mesh0
+ip route add blackhole 10.244.0.0/16 metric 16777216 proto 77
+ip route add 10.244.2.0/24 dev mesh0 src 10.244.1.1 mtu 1420 proto 77
+ip route del 10.9.0.0/16 dev mesh0 proto 77
+ip address del 10.244.9.1/24 dev mesh0`
+	if diff := cmp.Diff(want, "\n"+strings.Join(plan, "\n")); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestFloorComesBeforeTheDevice(t *testing.T) {
+	fresh(t)
+	if err := Apply(config(), quiet); !errors.Is(err, ErrNoDevice) {
+		t.Errorf("without device: %v, want %v", err, ErrNoDevice)
+	}
+	out := testns.Sh(t, "ip route show proto 77; ip route get 10.244.2.9 2>&1 || true")
+	if strings.Count(out, "blackhole") != 4 || !strings.Contains(out, "Invalid argument") {
+		t.Errorf("routes without device:\n%s", out)
+	}
+}
+
+// From any mess to the wish, and what is not ours stays.
+func TestMess(t *testing.T) {
+	for seed := range uint64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			fresh(t)
+			testns.Sh(t, `
+				ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up
+				ip link add mshp1 type veth peer name mshp1x; ip link set mshp1x up; ip link set mshp1 up
+				ip route add 10.244.1.2/32 dev mshp1 proto 78
+				ip route add 198.51.100.0/24 via 192.0.2.254 proto static
+				ip route add 10.244.9.0/24 dev eth0 proto static
+				ip -6 route add fd00:99::/64 dev eth0 proto static`)
+			theirs := func() string {
+				return testns.Sh(t, "ip route show table main; ip -6 route show table main; ip address show dev eth0")
+			}
+			strip := func(s string) string {
+				var keep []string
+				for _, l := range strings.Split(s, "\n") {
+					if !strings.Contains(l, "proto 77") && !strings.Contains(l, "dev mesh0 proto kernel") {
+						keep = append(keep, l)
+					}
+				}
+				return strings.Join(keep, "\n")
+			}
+			before := strip(theirs())
+			mess(t, rand.New(rand.NewPCG(seed, 1)))
+			apply(t, config())
+			if diff := cmp.Diff(wished, shown(t)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if diff := cmp.Diff(before, strip(theirs())); diff != "" {
+				t.Errorf("what is not ours changed:\n%s", diff)
+			}
+			apply(t, Config{Device: "mesh0"})
+			if got := shown(t); got != "\n" {
+				t.Errorf("left behind:%s", got)
+			}
+		})
+	}
+}
+
+// mess does some of the things an administrator or an older version may have
+// done; commands that fail are part of it.
+func mess(t *testing.T, r *rand.Rand) {
+	lines := []string{
+		"ip route add 10.244.2.0/24 dev mesh0 proto 77",
+		"ip route append 10.244.2.0/24 dev mesh0 proto 77 mtu 1000",
+		"ip route append 10.244.2.0/24 dev eth0 proto 77",
+		"ip route add 10.244.2.0/24 via 192.0.2.9 proto 77 metric 7",
+		"ip route add 10.244.3.0/24 dev mesh0 proto 77 tos 0x10",
+		"ip route add 10.244.3.0/24 via 192.0.2.254 proto 77",
+		"ip route add blackhole 10.244.0.0/16 proto 77 metric 16777216",
+		"ip route add unreachable 10.244.1.0/24 proto 77 metric 16777216",
+		"ip route add prohibit 10.77.0.0/16 proto 77",
+		"ip route add 10.244.2.0/24 dev mesh0 proto 77 table 100",
+		"ip route add 10.88.0.0/16 proto 77 nexthop via 192.0.2.7 nexthop via 192.0.2.8",
+		"ip route add default dev mesh0 proto 77 metric 900",
+		"ip address add 10.244.1.1/32 dev mesh0",
+		"ip address add 10.244.1.1/24 dev mesh0",
+		"ip address add 10.244.7.1/24 dev mesh0",
+		"ip address add fd00:10:244:1::1/64 dev mesh0 nodad",
+		"ip address add fd00:10:244:7::1/64 dev mesh0 nodad",
+		"ip -6 route add fd00:10:244:2::/64 dev mesh0 proto 77",
+		"ip -6 route append fd00:10:244:2::/64 dev eth0 proto 77",
+		"ip -6 route add fd00:10:244:2::/64 dev mesh0 proto 77 metric 5 mtu 1300",
+		"ip -6 route add blackhole fd00:10:244::/48 proto 77 metric 16777216",
+		"ip -6 route add unreachable fd00:10:244::/48 proto 77 metric 99",
+		"ip -6 route add default dev mesh0 proto 77",
+		"sysctl -qw net.ipv4.conf.mesh0.rp_filter=1",
+		"sysctl -qw net.ipv6.conf.mesh0.accept_ra=2",
+	}
+	r.Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
+	var batch, others []string
+	for _, l := range lines[:5+r.IntN(len(lines)-5)] {
+		if ip, ok := strings.CutPrefix(l, "ip "); ok {
+			batch = append(batch, strings.TrimPrefix(ip, "-6 "))
+		} else {
+			others = append(others, l)
+		}
+	}
+	testns.Sh(t, "ip -force -batch - 2>/dev/null <<end ||:\n"+strings.Join(batch, "\n")+"\nend\n"+strings.Join(others, "\n"))
+}
+
+func TestAForeignRouteInOurPlaceIsReportedNotReplaced(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up; ip route add 10.244.2.0/24 dev eth0 proto static")
+	err := Apply(config(), quiet)
+	if err == nil || !strings.Contains(err.Error(), "somebody else has a route there") {
+		t.Errorf("error %v", err)
+	}
+	if out := testns.Sh(t, "ip route show 10.244.2.0/24"); !strings.Contains(out, "proto static") {
+		t.Errorf("the route of somebody else is gone:\n%s", out)
+	}
+}
+
+func TestPathMTU(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, `
+		ip link set eth0 mtu 9000
+		ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up mtu 1420
+		ip route add 10.1.0.0/16 via 192.0.2.254 mtu 1400
+		ip route add 10.244.2.0/24 dev mesh0
+		ip route add blackhole 10.3.0.0/16`)
+	for addr, want := range map[string]int{
+		"192.0.2.7":    9000, // on the link
+		"203.0.113.1":  9000, // by the default route
+		"10.1.2.3":     1400, // the route knows better
+		"10.244.2.3":   0,    // a tunnel in the tunnel
+		"10.3.0.1":     0,
+		"192.0.2.1":    0, // ourselves
+		"2001:db8::99": 0, // no route
+	} {
+		if got := PathMTU(netip.MustParseAddr(addr), "mesh0"); got != want {
+			t.Errorf("PathMTU(%s) = %d, want %d", addr, got, want)
+		}
+	}
+	if got := DefaultMTU("mesh0"); got != 9000 {
+		t.Errorf("DefaultMTU = %d, want 9000", got)
+	}
+}
