@@ -19,6 +19,9 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	authorizerunion "k8s.io/apiserver/pkg/authorization/union"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+
+	"meshd.dev/pkg/apiserver/admit"
+	"meshd.dev/pkg/apiserver/nodeauth"
 )
 
 // publicPaths are what a stranger may read.
@@ -35,10 +38,28 @@ func (s *Server) authenticator(ca dynamiccertificates.CAContentProvider) (authen
 	return union.NewFailOnError(group.NewAuthenticatedGroupAdder(known), anonymous.NewAuthenticator(public)), nil
 }
 
-// authorizer lets system:masters do anything and asks RBAC about the others.
+// nodeIndex knows which node needs what, because of its pods.
+func (s *Server) nodeIndex() (*nodeauth.Index, error) {
+	index := nodeauth.NewIndex()
+	core := s.parts.informers.Core().V1()
+	pods, err := core.Pods().Informer().AddEventHandler(index.Pods())
+	if err != nil {
+		return nil, fmt.Errorf("watch pods: %w", err)
+	}
+	claims, err := core.PersistentVolumeClaims().Informer().AddEventHandler(index.Claims())
+	if err != nil {
+		return nil, fmt.Errorf("watch claims: %w", err)
+	}
+	index.SyncedBy(pods.HasSynced, claims.HasSynced)
+	return index, nil
+}
+
+// authorizer lets system:masters do anything, an agent what its pods need,
+// and asks RBAC about the others.
 func (s *Server) authorizer() (authorizer.Authorizer, error) {
 	a, err := authorizerunion.New(
 		authorizerunion.NamedAuthorizer{AuthorizerName: "masters", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
+		authorizerunion.NamedAuthorizer{AuthorizerName: "node", Authorizer: nodeauth.NewAuthorizer(s.parts.nodes)},
 		authorizerunion.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: s.parts.rbac},
 	)
 	if err != nil {
@@ -53,7 +74,14 @@ func (s *Server) admission(a authorizer.Authorizer) ([]admission.Interface, erro
 	if err != nil {
 		return nil, fmt.Errorf("make admission: %w", err)
 	}
-	plugins := []admission.Interface{namespaces}
+	plugins := []admission.Interface{
+		namespaces,
+		nodeauth.NewAdmission(s.parts.nodes),
+		admit.NewTolerations(),
+		admit.NewPriority(s.parts.informers.Scheduling().V1().PriorityClasses().Lister()),
+		admit.NewStorageClass(s.parts.informers.Storage().V1().StorageClasses().Lister()),
+		admit.NewLimits(s.parts.informers.Core().V1().LimitRanges().Lister()),
+	}
 	init := initializer.New(s.parts.client, nil, s.parts.informers, a, nil, s.parts.generic.EffectiveVersion, nil, nil)
 	for _, p := range plugins {
 		init.Initialize(p)

@@ -10,6 +10,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace/noop"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"meshd.dev/pkg/apiserver/etcd"
+	"meshd.dev/pkg/apiserver/nodeauth"
 	"meshd.dev/pkg/apiserver/openapi"
 	"meshd.dev/pkg/apiserver/registry"
 	"meshd.dev/pkg/apiserver/upstream"
@@ -44,6 +46,7 @@ type parts struct {
 	client    kubernetes.Interface
 	informers informers.SharedInformerFactory
 	rbac      *upstream.RBAC
+	nodes     *nodeauth.Index
 }
 
 // build makes the server out of its parts.
@@ -70,7 +73,10 @@ func (s *Server) build() error {
 		return fmt.Errorf("make loopback client: %w", err)
 	}
 	p.client = client
-	p.informers = informers.NewSharedInformerFactory(client, 0)
+	p.informers = informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields))
+	if p.nodes, err = s.nodeIndex(); err != nil {
+		return err
+	}
 	p.rbac = upstream.NewRBAC(p.informers.Rbac().V1())
 	if err := s.access(); err != nil {
 		return err
@@ -83,6 +89,15 @@ func (s *Server) build() error {
 		return err
 	}
 	return s.discovery()
+}
+
+// withoutManagedFields makes objects in our caches smaller; nobody here reads
+// who wrote which field.
+func withoutManagedFields(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
 }
 
 // secretTransformer encrypts with the key in file. What was not encrypted

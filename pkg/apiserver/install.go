@@ -9,6 +9,7 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 
+	"meshd.dev/pkg/apiserver/agentproxy"
 	"meshd.dev/pkg/apiserver/registry"
 	"meshd.dev/pkg/apiserver/reviews"
 	"meshd.dev/pkg/apiserver/serviceip"
@@ -58,10 +59,29 @@ func (s *Server) install() error {
 	all.add(core, "bindings", registry.Bindings{Binding: binding})
 	all.add(core, "pods/ephemeralcontainers", stores["pods"].EphemeralView())
 	all.add(schema.GroupVersion{Group: "events.k8s.io", Version: "v1"}, "events", stores["events"])
+	if err := s.agents(all[core], stores); err != nil {
+		return err
+	}
 	g := p.generic
 	all[schema.GroupVersion{Group: "authentication.k8s.io", Version: "v1"}] = reviews.Authentication(g.Authentication.Authenticator, g.Authentication.APIAudiences)
 	all[schema.GroupVersion{Group: "authorization.k8s.io", Version: "v1"}] = reviews.Authorization(g.Authorization.Authorizer, p.rbac)
 	return s.serve(all)
+}
+
+// agents serves what an agent answers: logs, exec and the like.
+func (s *Server) agents(core map[string]rest.Storage, stores map[string]*registry.REST) error {
+	if s.cfg.AgentTLS == nil {
+		return nil
+	}
+	proxy, err := agentproxy.New(agentproxy.Config{
+		Pods: stores["pods"], Nodes: stores["nodes"],
+		TLS: s.cfg.AgentTLS, Authorizer: s.parts.generic.Authorization.Authorizer,
+	})
+	if err != nil {
+		return err
+	}
+	maps.Copy(core, proxy.Storage())
+	return nil
 }
 
 // serviceAddresses gives services their addresses and ports.
