@@ -56,7 +56,8 @@ type Reply struct {
 	// SOA means the zone's own SOA record is the answer.
 	SOA bool
 
-	labels labels
+	labels   labels
+	question question
 }
 
 func (r *Reply) reset() {

@@ -41,7 +41,7 @@ func (x *Index) Answer(dst, query []byte, r *Reply, o Options) ([]byte, bool) {
 	if o.MaxSize == 0 {
 		o.MaxSize = 1232
 	}
-	var q question
+	q := &r.question
 	if !q.parse(query) {
 		return dst, false
 	}
@@ -53,10 +53,11 @@ func (x *Index) Answer(dst, query []byte, r *Reply, o Options) ([]byte, bool) {
 	if !q.plain(r) || r.Zone != x.zone || r.Code != Exists && r.Code != Missing {
 		return dst, false
 	}
-	return x.appendResponse(dst, &q, r, o), true
+	return x.appendResponse(dst, q, r, o), true
 }
 
-// question is the part of a message that Answer reads.
+// question is the part of a message that Answer reads. It lives in a Reply,
+// so that it is not allocated for every question.
 type question struct {
 	message []byte
 	end     int // of the question section
@@ -88,14 +89,13 @@ func (q *question) parse(m []byte) bool {
 	if flags&(flagResponse|maskOpcode|flagTruncated) != 0 || counts>>16 != 1<<32 || counts&0xffff > 1 {
 		return false
 	}
-	q.message = m
+	q.message, q.edns, q.do, q.size = m, false, false, minResponse
 	if !q.parseName() || len(m) < q.end+4 {
 		return false
 	}
 	q.qtype = binary.BigEndian.Uint16(m[q.end:])
 	class := binary.BigEndian.Uint16(m[q.end+2:])
 	q.end += 4
-	q.size = minResponse
 	if class != dns.ClassINET {
 		return false
 	}
