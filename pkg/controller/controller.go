@@ -124,7 +124,7 @@ func New(cfg Config) (*Controllers, error) {
 // Run waits until the API answers, runs every controller, and returns when
 // ctx ended and all of them are gone.
 func (c *Controllers) Run(ctx context.Context) error {
-	ctx = klog.NewContext(ctx, logr.FromSlogHandler(quiet{c.cfg.Log.Handler()}))
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(quiet{c.cfg.Log.Handler(), ctx.Done()}))
 	served, err := c.discover(ctx)
 	if err != nil {
 		return fmt.Errorf("controllers: %w", err)
@@ -137,6 +137,7 @@ func (c *Controllers) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	p := newPlane(ctx, c.cfg, client)
+	p.hasStorage = served(schema.GroupVersionResource{Group: "storage.k8s.io", Version: "v1", Resource: "storageclasses"})
 	defer p.events.Shutdown()
 	started := make(chan struct{})
 	theirs, left, err := upstream.New(ctx, upstream.Config{Client: c.client, Informers: p.shared, Started: started, Serves: served})
@@ -209,6 +210,8 @@ type plane struct {
 	// rootCAs is apart because it sees one ConfigMap a namespace only.
 	rootCAs informers.SharedInformerFactory
 	events  record.EventBroadcaster
+	// hasStorage says that the API serves volumes, claims and their classes.
+	hasStorage bool
 }
 
 func newPlane(ctx context.Context, cfg Config, client kubernetes.Interface) *plane {
@@ -242,7 +245,7 @@ func (p *plane) shutdown() {
 
 // controllers of our own, as functions that run until their context ends.
 func (p *plane) controllers() []func(context.Context) error {
-	return []func(context.Context) error{
+	runs := []func(context.Context) error{
 		newNodeCIDR(p).Run,
 		newNodeLifecycle(p).Run,
 		newScheduler(p).Run,
@@ -250,6 +253,10 @@ func (p *plane) controllers() []func(context.Context) error {
 		newRootCA(p).Run,
 		newTokens(p).Run,
 	}
+	if p.hasStorage {
+		runs = append(runs, newVolumeBinder(p).Run)
+	}
+	return runs
 }
 
 // loop makes the reconcile.Loop of the controller called name.
@@ -307,18 +314,29 @@ func trim(obj any) (any, error) {
 }
 
 // quiet turns the Info of the controllers of Kubernetes, who tell the story
-// of their lives in it, into Debug.
-type quiet struct{ slog.Handler }
+// of their lives in it, into Debug, and hears nothing of them any more once
+// they were asked to stop: being cut short is an error to them.
+type quiet struct {
+	slog.Handler
+	stopped <-chan struct{}
+}
 
 func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
-	return q.Handler.Enabled(ctx, lower(l))
+	select {
+	case <-q.stopped:
+		return false
+	default:
+		return q.Handler.Enabled(ctx, lower(l))
+	}
 }
+
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = lower(r.Level)
 	return q.Handler.Handle(ctx, r)
 }
-func (q quiet) WithAttrs(a []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(a)} }
-func (q quiet) WithGroup(n string) slog.Handler      { return quiet{q.Handler.WithGroup(n)} }
+
+func (q quiet) WithAttrs(a []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(a), q.stopped} }
+func (q quiet) WithGroup(n string) slog.Handler      { return quiet{q.Handler.WithGroup(n), q.stopped} }
 
 func lower(l slog.Level) slog.Level {
 	if l < slog.LevelWarn {

@@ -30,8 +30,11 @@ const bindWorkers = 8
 type scheduler struct {
 	plane                   *plane
 	pods, nodes, namespaces cache.SharedIndexInformer
-	recorder                record.EventRecorder
-	loop                    *reconcile.Loop
+	// storage is nil where the API serves no volumes.
+	storage          func() storage
+	storageInformers []cache.SharedIndexInformer
+	recorder         record.EventRecorder
+	loop             *reconcile.Loop
 	// assumed holds what was bound until the cache has seen it, so that the
 	// next round counts it where it is. Only the loop touches it.
 	assumed map[types.UID]assumption
@@ -60,8 +63,23 @@ func newScheduler(p *plane) *scheduler {
 		UpdateFunc: func(old, new any) { s.podMoved(old.(*corev1.Pod), new.(*corev1.Pod)) },
 		DeleteFunc: func(any) { s.roomChanged() },
 	})
+	s.watchStorage(p)
 	watch(s.nodes, s.roomChanged, func(old, new any) bool { return nodeMatters(old.(*corev1.Node), new.(*corev1.Node)) })
 	return s
+}
+
+// watchStorage has a look at volumes where the API serves them.
+func (s *scheduler) watchStorage(p *plane) {
+	if !p.hasStorage {
+		return
+	}
+	core := p.shared.Core().V1()
+	claims, volumes, classes := core.PersistentVolumeClaims().Informer(), core.PersistentVolumes().Informer(), p.shared.Storage().V1().StorageClasses().Informer()
+	s.storageInformers = []cache.SharedIndexInformer{claims, volumes, classes}
+	for _, inf := range s.storageInformers {
+		watch(inf, s.roomChanged, nil)
+	}
+	s.storage = func() storage { return readStorage(claims, volumes, classes) }
 }
 
 // podChanged is called for a pod that may be waiting.
@@ -117,7 +135,7 @@ func readiness(n *corev1.Node) corev1.ConditionStatus {
 }
 
 func (s *scheduler) Run(ctx context.Context) error {
-	if !synced(ctx, s.pods, s.nodes, s.namespaces) {
+	if !synced(ctx, append(s.storageInformers, s.pods, s.nodes, s.namespaces)...) {
 		return nil
 	}
 	return s.loop.Run(ctx)
@@ -135,19 +153,18 @@ func (s *scheduler) do(ctx context.Context) error {
 	errs := make([]error, len(plan))
 	var g errgroup.Group
 	g.SetLimit(bindWorkers)
-	left := 0
+	done := make([]bool, len(plan))
 	for i, p := range plan {
-		if p.Err != nil {
-			left++
-		}
 		g.Go(func() error {
-			errs[i] = s.write(ctx, p)
+			done[i], errs[i] = s.write(ctx, p)
 			return nil
 		})
 	}
 	_ = g.Wait()
+	left := len(plan)
 	for i, p := range plan {
-		if p.Err == nil && errs[i] == nil {
+		if done[i] {
+			left--
 			s.assumed[p.Pod.UID] = assumption{p.Pod.Namespace + "/" + p.Pod.Name, p.Node, p.Pod}
 		}
 	}
@@ -177,7 +194,11 @@ func (s *scheduler) picture() (*schedule.Cluster, []*corev1.Pod) {
 		ns := o.(*corev1.Namespace)
 		spaces[ns.Name] = ns.Labels
 	}
-	cluster := schedule.New(schedule.Picture{Nodes: nodesOf(s.nodes.GetStore()), Pods: bound, Namespaces: spaces})
+	picture := schedule.Picture{Nodes: nodesOf(s.nodes.GetStore()), Pods: bound, Namespaces: spaces}
+	if s.storage != nil {
+		picture.Volumes = s.storage().filter
+	}
+	cluster := schedule.New(picture)
 	for _, a := range s.assumed {
 		cluster.Add(a.pod, a.node)
 	}
@@ -194,26 +215,60 @@ func (s *scheduler) forgetSeen() {
 	}
 }
 
-// write does what was decided: the binding, or the reason why there is none.
-func (s *scheduler) write(ctx context.Context, p schedule.Placement) error {
+// write does what was decided, and says whether the pod is bound now: the
+// reason why it is not, the wish for volumes on the chosen node, or the
+// binding, in that order.
+func (s *scheduler) write(ctx context.Context, p schedule.Placement) (bound bool, err error) {
 	if p.Err != nil {
-		return s.explain(ctx, p)
+		return false, s.explain(ctx, p)
 	}
-	err := s.plane.client.CoreV1().Pods(p.Pod.Namespace).Bind(ctx, &corev1.Binding{
+	if missing, err := s.askVolumes(ctx, p); missing || err != nil {
+		return false, err
+	}
+	err = s.plane.client.CoreV1().Pods(p.Pod.Namespace).Bind(ctx, &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Pod.Namespace, Name: p.Pod.Name, UID: p.Pod.UID},
 		Target:     corev1.ObjectReference{Kind: "Node", Name: p.Node},
 	}, metav1.CreateOptions{})
-	switch {
-	case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
-		// Gone, or bound by somebody else: the cache will tell. Not an
-		// assumption, but no failure either, so it is tried again at a change.
-		return fmt.Errorf("%s: changed meanwhile: %w", p, err)
-	case err != nil:
-		return fmt.Errorf("%s: %w", p, err)
+	if apierrors.IsNotFound(err) {
+		return false, nil // deleted meanwhile; the cache will say so in a moment
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", p, err)
 	}
 	s.plane.cfg.Log.Debug("pod bound", "pod", p.Pod.Namespace+"/"+p.Pod.Name, "node", p.Node)
 	s.recorder.Eventf(p.Pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", p.Pod.Namespace, p.Pod.Name, p.Node)
-	return nil
+	return true, nil
+}
+
+// askVolumes tells the claims of a placed pod that have no volume yet on which
+// node it should be, and says whether there are any. The pod is bound in the
+// round that follows when they have.
+func (s *scheduler) askVolumes(ctx context.Context, p schedule.Placement) (missing bool, err error) {
+	if s.storage == nil {
+		return false, nil
+	}
+	claims, err := s.storage().claimsOf(p.Pod)
+	if err != nil {
+		return false, err
+	}
+	var errs []error
+	for _, claim := range claims {
+		if bound(claim) {
+			continue
+		}
+		missing = true
+		if claim.Annotations[selectedNode] == p.Node {
+			continue
+		}
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": claim.UID, "annotations": map[string]any{selectedNode: p.Node}}})
+		if err != nil {
+			return missing, err
+		}
+		if _, err := s.plane.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			errs = append(errs, fmt.Errorf("select node %s for claim %s/%s: %w", p.Node, claim.Namespace, claim.Name, err))
+		}
+	}
+	return missing, errors.Join(errs...)
 }
 
 // explain writes why a pod waits into its status and an event, when that is
