@@ -1,0 +1,310 @@
+package firewall
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"meshd.dev/pkg/datapath/internal/testns"
+	"meshd.dev/pkg/mesh"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }
+
+// We are 10.244.1.0/24 and fd00:10:244:1::/64.
+func config() Config {
+	p, a, ap := netip.MustParsePrefix, netip.MustParseAddr, netip.MustParseAddrPort
+	return Config{
+		Device: "mesh0", PodLinks: "msh",
+		PodCIDRs:     []netip.Prefix{p("10.244.1.0/24"), p("fd00:10:244:1::/64")},
+		MeshAddrs:    []netip.Addr{a("10.244.1.1"), a("fd00:10:244:1::1")},
+		Cluster:      []netip.Prefix{p("10.244.0.0/16"), p("fd00:10:244::/48")},
+		ServiceCIDRs: []netip.Prefix{p("10.96.0.0/16")},
+		Services: []Service{
+			{Addr: a("10.96.0.1"), Protocol: mesh.TCP, Port: 443, Endpoints: []netip.AddrPort{ap("192.0.2.1:6443")}},
+			{Addr: a("10.96.0.10"), Protocol: mesh.UDP, Port: 53, Endpoints: []netip.AddrPort{ap("10.244.1.2:5353"), ap("10.244.2.2:5353")}},
+			{Addr: a("fd00:10:96::10"), Protocol: mesh.UDP, Port: 53, Endpoints: []netip.AddrPort{ap("[fd00:10:244:1::2]:5353")}},
+			{Addr: a("10.96.0.11"), Protocol: mesh.SCTP, Port: 9, Sticky: true, Endpoints: []netip.AddrPort{ap("10.244.1.2:9"), ap("10.244.2.2:9")}},
+			{Addr: a("0.0.0.0"), Protocol: mesh.TCP, Port: 30080, Endpoints: []netip.AddrPort{ap("10.244.1.2:80")}},
+			{Addr: a("10.96.0.12"), Protocol: mesh.TCP, Port: 80},
+		},
+		Local: []netip.Addr{a("10.244.1.2"), a("fd00:10:244:1::2")},
+	}
+}
+
+// apply with a Table that knows nothing, and see that a second one has
+// nothing to do.
+func apply(t *testing.T, cfg Config) {
+	t.Helper()
+	if _, err := New(nil).Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := New(nil).Plan(cfg)
+	if err != nil || len(plan) > 0 {
+		t.Errorf("the second time there is something to do: %q, %v", plan, err)
+	}
+}
+
+func list(t *testing.T) string {
+	t.Helper()
+	return testns.Sh(t, "nft list table inet meshd")
+}
+
+func TestTable(t *testing.T) {
+	testns.New(t)
+	apply(t, config())
+	got := list(t)
+	for _, want := range []string{ // in the words of nft 1.0.6
+		`type filter hook prerouting priority raw; policy accept;`,
+		`iifname "msh*" jump pod`,
+		`icmpv6 type nd-router-advert drop`,
+		`fib saddr . iif oif 0 drop`,
+		`ip saddr @cluster4 iifname != "mesh0" iifname != "msh*" iifname != "lo" drop`,
+		`ip6 daddr @cluster6 oifname != "mesh0" oifname != "msh*" oifname != "lo" drop`,
+		`oifname "mesh0" tcp flags syn / syn,rst tcp option maxseg size set rt mtu`,
+		`ip saddr @own4 ip daddr != @cluster4 oifname != "mesh0" oifname != "msh*" oifname != "lo" masquerade fully-random`,
+		`oifname "mesh0" ip6 saddr != @own6 masquerade`,
+		`10.96.0.10 . udp . 53 : goto of4-2`,
+		`fd00:10:96::10 . udp . 53 : goto of6-1`,
+		`10.96.0.11 . sctp . 9 : goto of4-2-sticky`,
+		`0.0.0.0 . tcp . 30080 : goto np4-1`,
+		`elements = { 10.244.0.0/16 }`,
+		`10.244.1.2 . 10.244.1.2 : 10.244.1.1`,
+		`reject with tcp reset`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the table lacks %s\n%s", want, got)
+			break
+		}
+	}
+}
+
+func TestPlanReadsLikeCommands(t *testing.T) {
+	testns.New(t)
+	apply(t, config())
+	cfg := config()
+	cfg.Services[1].Endpoints = append(cfg.Services[1].Endpoints, netip.MustParseAddrPort("10.244.3.2:5353"))
+	cfg.Services = append(cfg.Services[:3], cfg.Services[4:]...)
+	cfg.Cluster = append(cfg.Cluster, netip.MustParsePrefix("10.245.0.0/24"))
+	plan, err := New(nil).Plan(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `
+nft add chain inet meshd of4-3 '{ dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @ep4; }'
+nft flush set inet meshd cluster4
+nft delete element inet meshd ep4 '{ 10.96.0.11 . sctp . 9 . 0 : 10.244.1.2 . 9, 10.96.0.11 . sctp . 9 . 1 : 10.244.2.2 . 9 }'
+nft delete element inet meshd svc4 '{ 10.96.0.10 . udp . 53 : goto of4-2, 10.96.0.11 . sctp . 9 : goto of4-2-sticky }'
+nft delete element inet meshd vip4 '{ 10.96.0.11 }'
+nft add element inet meshd cluster4 '{ 10.244.0.0, end 10.245.1.0 }'
+nft add element inet meshd ep4 '{ 10.96.0.10 . udp . 53 . 2 : 10.244.3.2 . 5353 }'
+nft add element inet meshd svc4 '{ 10.96.0.10 . udp . 53 : goto of4-3 }'
+nft delete chain inet meshd of4-2
+nft delete chain inet meshd of4-2-sticky`
+	if diff := cmp.Diff(want, "\n"+strings.Join(plan, "\n")); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	apply(t, cfg)
+}
+
+// From any mess to the wish; tables of others stay.
+func TestMess(t *testing.T) {
+	testns.New(t)
+	apply(t, config())
+	wished := list(t)
+	testns.Sh(t, `
+		nft add table ip meshd
+		nft add table inet theirs
+		nft 'add chain inet theirs c { type filter hook input priority 0; }'`)
+	theirs := testns.Sh(t, "nft list table ip meshd; nft list table inet theirs")
+	lines := []string{
+		"delete table inet meshd",
+		"flush table inet meshd",
+		"add chain inet meshd extra",
+		"add rule inet meshd forward accept",
+		"insert rule inet meshd pod accept",
+		"flush chain inet meshd refuse",
+		"flush map inet meshd svc4",
+		"flush map inet meshd ep6",
+		"flush set inet meshd cluster4",
+		"add element inet meshd vip4 { 10.96.9.9 }",
+		"add element inet meshd own4 { 10.250.0.0/16 }",
+		"add element inet meshd cluster6 { fd01::/16 }",
+		"add element inet meshd svc4 { 10.96.0.77 . tcp . 80 : goto of4-1 }",
+		"add element inet meshd svc4 { 10.96.0.78 . tcp . 80 : drop }",
+		"delete element inet meshd svc4 { 10.96.0.10 . udp . 53 }",
+		"delete element inet meshd self4 { 10.244.1.2 . 10.244.1.2 }",
+		"add set inet meshd more { type ipv4_addr; }",
+		"add chain inet meshd of4-9",
+		"add chain inet meshd hook { type filter hook input priority 0; policy drop; }",
+		"add chain inet meshd forward { type filter hook forward priority 0; policy drop; }",
+	}
+	for seed := range uint64(12) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		r.Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
+		n := 1 + r.IntN(6)
+		if seed == 0 {
+			n = len(lines)
+		}
+		for _, l := range lines[:n] {
+			_ = testns.Exec("nft", l) // what fails is part of the mess
+		}
+		apply(t, config())
+		if diff := cmp.Diff(wished, list(t)); diff != "" {
+			t.Errorf("seed %d, after %q: -want +got:\n%s", seed, lines[:n], diff)
+		}
+	}
+	if diff := cmp.Diff(theirs, testns.Sh(t, "nft list table ip meshd; nft list table inet theirs")); diff != "" {
+		t.Errorf("tables of others changed:\n%s", diff)
+	}
+}
+
+// Any configuration is reached from any other.
+func TestFromAnyToAny(t *testing.T) {
+	testns.New(t)
+	table := New(nil) // one that remembers, as in the daemon
+	for seed := range uint64(12) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		cfg := config()
+		cfg.Services = nil
+		for i := range r.IntN(40) {
+			s := Service{Addr: netip.AddrFrom4([4]byte{10, 96, 1, byte(r.IntN(20))}), Port: uint16(1 + r.IntN(3)), Protocol: mesh.TCP, Sticky: i%3 == 0}
+			for j := range r.IntN(5) {
+				s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(j), byte(r.IntN(9))}), 80))
+			}
+			cfg.Services = append(cfg.Services, s)
+		}
+		for range r.IntN(4) {
+			cfg.Cluster = append(cfg.Cluster, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(200 + r.IntN(5)), 0, 0}), 16))
+		}
+		cfg.Local = cfg.Local[:r.IntN(3)]
+		if _, err := table.Apply(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		plan, err := New(nil).Plan(cfg) // sees with its own eyes
+		if err != nil || len(plan) > 0 {
+			t.Fatalf("seed %d: left to do: %q, %v", seed, plan, err)
+		}
+	}
+}
+
+// Nothing is sent when nothing changed, nor when only others changed theirs.
+func TestUnchangedIsNotWritten(t *testing.T) {
+	testns.New(t)
+	table := New(nil)
+	gens := []uint32{}
+	for range 3 {
+		if _, err := table.Apply(t.Context(), config()); err != nil {
+			t.Fatal(err)
+		}
+		gen, err := generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		gens = append(gens, gen)
+	}
+	if gens[0] != gens[1] || gens[1] != gens[2] {
+		t.Errorf("generations of the rules %v, want no change", gens)
+	}
+}
+
+func TestRanges(t *testing.T) {
+	for _, c := range []struct{ name, in, want string }{
+		{"one", "10.0.0.0/8", "10.0.0.0, end 11.0.0.0"},
+		{"neighbours become one", "10.0.0.0/24 10.0.1.0/24", "10.0.0.0, end 10.0.2.0"},
+		{"inside another", "10.0.0.0/8 10.1.0.0/16", "10.0.0.0, end 11.0.0.0"},
+		{"twice", "10.0.0.0/8 10.0.0.0/8", "10.0.0.0, end 11.0.0.0"},
+		{"apart", "10.0.0.0/24 10.0.2.0/24", "10.0.0.0, end 10.0.1.0, 10.0.2.0, end 10.0.3.0"},
+		{"not masked", "10.0.0.77/24", "10.0.0.0, end 10.0.1.0"},
+		{"up to the end", "240.0.0.0/4", "240.0.0.0"},
+	} {
+		tab := &table{elements: map[string]map[element]string{"own4": {}, "own6": {}}}
+		var ps []netip.Prefix
+		for _, s := range strings.Fields(c.in) {
+			ps = append(ps, netip.MustParsePrefix(s))
+		}
+		tab.addRanges("own", ps)
+		spec, _ := specOf("own4")
+		var got []string
+		for _, p := range pairs(tab.elements["own4"]) {
+			got = append(got, spec.show(p.element, p.value))
+		}
+		if s := strings.Join(got, ", "); s != c.want {
+			t.Errorf("%s: %s, want %s", c.name, s, c.want)
+		}
+	}
+}
+
+func TestTheSecondLookIsAskedFor(t *testing.T) {
+	testns.New(t)
+	table := New(nil)
+	if _, err := table.Apply(t.Context(), config()); err != nil {
+		t.Fatal(err)
+	}
+	cfg := config()
+	cfg.Services[1].Endpoints = cfg.Services[1].Endpoints[:1]
+	again, err := table.Apply(t.Context(), cfg)
+	if err != nil || again.IsZero() {
+		t.Errorf("after a UDP endpoint went: again at %v, %v; want in a second", again, err)
+	}
+	table.again = time.Now() // it has passed
+	if again, err = table.Apply(t.Context(), cfg); err != nil || !again.IsZero() {
+		t.Errorf("after the second look: again at %v, %v; want never", again, err)
+	}
+}
+
+func many(n int) Config {
+	cfg := config()
+	for i := range n {
+		cfg.Services = append(cfg.Services, Service{
+			Addr: netip.AddrFrom4([4]byte{10, 96, byte(1 + i/256), byte(i)}), Protocol: mesh.TCP, Port: 80,
+			Endpoints: []netip.AddrPort{
+				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(i / 256), byte(i)}), 80),
+				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 245, byte(i / 256), byte(i)}), 80)}})
+	}
+	return cfg
+}
+
+func TestTenThousandServices(t *testing.T) {
+	testns.New(t)
+	apply(t, many(10000))
+}
+
+// BenchmarkLoad: all services from nothing. BenchmarkChange: one endpoint.
+func BenchmarkLoad(b *testing.B) {
+	for _, n := range []int{10, 1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			testns.New(b)
+			cfg := many(n)
+			for b.Loop() {
+				if _, err := New(nil).Apply(b.Context(), cfg); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				testns.Sh(b, "nft delete table inet meshd")
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+func BenchmarkChange(b *testing.B) {
+	for _, n := range []int{10, 1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			testns.New(b)
+			cfg, table := many(n), New(nil)
+			one := &cfg.Services[len(cfg.Services)-1]
+			for i := 0; b.Loop(); i++ {
+				one.Endpoints[0] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, 200, byte(i)}), 80)
+				if _, err := table.Apply(b.Context(), cfg); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
