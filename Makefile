@@ -75,7 +75,8 @@ check:
 	@go mod tidy -diff >/dev/null || { echo "go.mod is not tidy: run go mod tidy"; exit 1; }
 
 bench: deps build
-	go run ./test/bench -bin bin
+	go build -o bin/bench ./test/bench
+	bin/bench -bin bin
 
 clean:
 	rm -rf bin

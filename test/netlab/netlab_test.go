@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,14 +160,7 @@ func TestACommandDiesWithItsContext(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	sleeps := func() bool {
-		for _, p := range ms[0].Processes() {
-			if p.Name() == "sleep" {
-				return true
-			}
-		}
-		return false
-	}
+	sleeps := func() bool { return runs(ms[0], "sleep") }
 	deadline, stop := context.WithTimeout(t.Context(), 10*time.Second)
 	defer stop()
 	if err := until(deadline, sleeps); err != nil {
@@ -177,6 +171,10 @@ func TestACommandDiesWithItsContext(t *testing.T) {
 	if err := until(deadline, func() bool { return !sleeps() }); err != nil {
 		t.Error("sleep outlives its context")
 	}
+}
+
+func runs(m *Machine, name string) bool {
+	return slices.ContainsFunc(m.Processes(), func(p Process) bool { return p.Name() == name })
 }
 
 func TestPowerCycle(t *testing.T) {
@@ -242,13 +240,11 @@ func TestContainersRun(t *testing.T) {
 		if out, err := m.Run(ctx, "ctr", "-n", "k8s.io", "run", "-d", images.Pause, id); err != nil {
 			t.Fatal(out, err)
 		}
-		found := false
-		for _, p := range m.Processes() {
-			found = found || p.Name() == "pause"
-		}
-		if !found {
+		deadline, cancel := context.WithTimeout(ctx, 10*time.Second)
+		if err := until(deadline, func() bool { return runs(m, "pause") }); err != nil {
 			t.Errorf("no container process among %v", m.Processes())
 		}
+		cancel()
 		if err := m.PowerOff(ctx); err != nil {
 			t.Fatal(err)
 		}

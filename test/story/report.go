@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"time"
 )
 
@@ -27,7 +29,7 @@ func (w *World) Report(out io.Writer) {
 			fmt.Fprintln(out, err)
 		}
 		fmt.Fprintf(out, "--- %s: end of meshd's log\n%s\n", m.Name, w.MeshdLog(m.Name, 25))
-		fmt.Fprintf(out, "--- %s: end of containerd's log\n%s\n", m.Name, lastLines(m.Disk("/var/log/containerd.log"), 5))
+		fmt.Fprintf(out, "--- %s: what containerd complains of\n%s\n", m.Name, complaints(m.Disk("/var/log/containerd.log"), 8))
 	}
 	if w.API != nil {
 		for _, args := range [][]string{{"get", "nodes,pods", "-A", "-o", "wide"}, {"get", "events", "-A"}} {
@@ -38,4 +40,19 @@ func (w *World) Report(out io.Writer) {
 			}
 		}
 	}
+}
+
+// complaints are the last n lines of containerd's log above level info.
+func complaints(path string, n int) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	var lines []string
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=debug") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-n):], "")
 }

@@ -20,6 +20,9 @@ import (
 	"meshd.dev/test/netlab"
 )
 
+// Running is the step at which the application is up.
+const Running = "its pods are ready, web on three machines"
+
 // Steps are the whole story in order.
 func Steps() []Step {
 	return []Step{
@@ -30,7 +33,7 @@ func Steps() []Step {
 		{"three nodes Ready", nodesReady},
 		{"meshctl status: healthy, tunnels up on each", statusHealthy},
 		{"apply an application in plain YAML", applyApplication},
-		{"its pods are ready, web on three machines", applicationReady},
+		{Running, applicationReady},
 		{"config map and secret, as files and as environment", configReaches},
 		{"m1 reaches m3 by service name, underlay shows no payload", nameThroughTunnel},
 		{"kill -9 a container: back, data and secret there", killContainer},
@@ -69,7 +72,10 @@ func bootMachines(ctx context.Context, w *World) (string, error) {
 }
 
 func startServer(ctx context.Context, w *World) (string, error) {
-	return "API ready at " + w.Machine("m1").IPv4().String() + ":6443", w.StartServer(ctx)
+	if err := w.StartServer(ctx); err != nil {
+		return "", err
+	}
+	return "API ready at " + w.Machine("m1").IPv4().String() + ":6443", nil
 }
 
 func joinMachines(ctx context.Context, w *World) (string, error) {
@@ -588,7 +594,10 @@ func (w *World) untouched(ctx context.Context, was *corev1.Pod) error {
 
 func losePower(ctx context.Context, w *World) (string, error) {
 	loss, err := w.LosePower(ctx)
-	return loss.String(), err
+	if err != nil {
+		return "", fmt.Errorf("%w\nso far: %s", err, loss)
+	}
+	return loss.String(), nil
 }
 
 // A Loss is how long after a machine's power cut each thing was true.
@@ -726,8 +735,11 @@ func (w *World) readyElsewhere(ctx context.Context, app string, n int, lost stri
 }
 
 func comeBack(ctx context.Context, w *World) (string, error) {
-	b, err := w.ComeBack(ctx)
-	return b.String(), err
+	back, err := w.ComeBack(ctx)
+	if err != nil {
+		return "", fmt.Errorf("%w\nso far: %s", err, back)
+	}
+	return back.String(), nil
 }
 
 // A Return is how long after power-on each thing was true.

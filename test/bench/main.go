@@ -1,0 +1,137 @@
+// Command bench measures what meshd promises and prints one table. Every figure
+// that depends on the machine stands beside a reference of the same run.
+//
+//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput] [-runs N]
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"meshd.dev/test/netlab"
+	"meshd.dev/test/story"
+)
+
+func main() {
+	netlab.Init()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// A row of the table.
+type row struct{ what, ours, reference, note string }
+
+// An experiment measures one thing on a world of its kind.
+type experiment struct {
+	name string
+	do   func(context.Context, *story.World, options) ([]row, error)
+}
+
+type options struct {
+	kills, losses, attaches, rounds int
+}
+
+// Experiments on one machine, and on three with the application of the demo.
+var (
+	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"crash", crash}}
+	onThree = []experiment{{"throughput", throughput}, {"loss", loss}}
+)
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "cni" { // inside a machine, see cni.go
+		return attachInside(ctx, args[1:])
+	}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	bin := flags.String("bin", "bin", "folder of meshd, meshctl, mesh and bench")
+	only := flags.String("only", "", "names of experiments, separated by commas")
+	o := options{}
+	flags.IntVar(&o.kills, "kills", 50, "containers to kill")
+	flags.IntVar(&o.losses, "losses", 5, "power cuts")
+	flags.IntVar(&o.attaches, "attaches", 50, "pods to attach and detach, a plugin")
+	flags.IntVar(&o.rounds, "rounds", 7, "rounds of throughput")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	wanted := func(e experiment) bool {
+		return *only == "" || slices.Contains(strings.Split(*only, ","), e.name)
+	}
+	var rows []row
+	var errs error
+	for _, part := range []struct {
+		prepare     func(context.Context, *story.World) error
+		experiments []experiment
+	}{{story.Idle, onOne}, {wholeApplication, onThree}} {
+		es := slices.DeleteFunc(slices.Clone(part.experiments), func(e experiment) bool { return !wanted(e) })
+		if len(es) == 0 {
+			continue
+		}
+		more, err := onWorld(ctx, *bin, o, part.prepare, es)
+		rows, errs = append(rows, more...), errors.Join(errs, err)
+	}
+	print(rows)
+	return errs
+}
+
+// onWorld prepares a world, runs experiments on it and takes it away.
+func onWorld(ctx context.Context, bin string, o options, prepare func(context.Context, *story.World) error, es []experiment) (rows []row, err error) {
+	work, err := os.MkdirTemp("", "meshd-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(work)
+	w, err := story.New(story.Config{Bin: bin, Work: work, Manifest: "manifests/examples/demo.yaml"})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, w.End(context.WithoutCancel(ctx))) }()
+	if err := prepare(ctx, w); err != nil {
+		w.Report(os.Stderr)
+		return nil, err
+	}
+	var errs error
+	for _, e := range es {
+		start := time.Now()
+		more, err := e.do(ctx, w, o)
+		rows = append(rows, more...)
+		if err != nil {
+			errs = errors.Join(errs, fmt.Errorf("%s: %w", e.name, err))
+		}
+		fmt.Fprintf(os.Stderr, "%s took %.0f s\n", e.name, time.Since(start).Seconds())
+	}
+	return rows, errs
+}
+
+// wholeApplication is the story up to the point where everything runs.
+func wholeApplication(ctx context.Context, w *story.World) error {
+	for _, s := range story.Steps() {
+		if _, _, err := s.Run(ctx, w); err != nil {
+			return fmt.Errorf("%s: %w", s.Name, err)
+		}
+		if s.Name == story.Running {
+			return nil
+		}
+	}
+	return errors.New("the story has no step at which the application runs")
+}
+
+func print(rows []row) {
+	t := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "WHAT\tMESHD\tREFERENCE\tNOTE")
+	for _, r := range rows {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.what, r.ours, r.reference, r.note)
+	}
+	t.Flush()
+}
