@@ -1,0 +1,204 @@
+package datapath
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/mesh"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func testKey(n byte) mesh.Key { return mesh.Key{n} }
+
+func testNode(name string, n int) mesh.Node {
+	return mesh.Node{
+		Name: name, PublicKey: testKey(byte(n)),
+		Addresses: addrs(fmt.Sprintf("192.0.2.%d", n)),
+		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", n))},
+		Endpoints: []netip.AddrPort{netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:51820", n))},
+	}
+}
+
+// text is a wish as a person reads it.
+func (w Wish) text() string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, strings.TrimRight(format, " ")+"\n", args...) }
+	line("pod CIDRs %v", w.PodCIDRs)
+	line("device listen %d mtu %d", w.WireGuard.ListenPort, w.WireGuard.MTU)
+	for _, p := range w.WireGuard.Peers {
+		endpoint := "none"
+		if p.Endpoint.IsValid() {
+			endpoint = p.Endpoint.String()
+		}
+		line("peer %s endpoint %s allowed %v", p.Name, endpoint, p.AllowedIPs)
+	}
+	line("addresses %v", w.Route.Addrs)
+	for _, r := range w.Route.Routes {
+		line("route %s dev %s src %s mtu %d", r.Dst, w.Route.Device, r.Src, r.MTU)
+	}
+	line("floor %v", w.Route.Floor)
+	line("cluster %v", w.Firewall.Cluster)
+	for _, s := range w.Firewall.Services {
+		sticky := ""
+		if s.Sticky {
+			sticky = "sticky "
+		}
+		line("service %s %s %d %s-> %v", s.Addr, s.Protocol, s.Port, sticky, s.Endpoints)
+	}
+	if len(w.Firewall.Local) > 0 {
+		line("local %v", w.Firewall.Local)
+	}
+	for _, p := range w.Problems {
+		line("problem %s: %s", p.Node, p.Reason)
+		line("   next: %s", p.Next)
+	}
+	return b.String()
+}
+
+func TestCompute(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	port := func(n uint16) []mesh.EndpointPort { return []mesh.EndpointPort{{Name: "http", Protocol: mesh.TCP, Port: n}} }
+	ports := []mesh.ServicePort{{Name: "http", Protocol: mesh.TCP, Port: 80, NodePort: 30080}}
+	for _, c := range []struct {
+		name string
+		edit func(*mesh.State, *Options)
+	}{
+		{"two nodes", func(s *mesh.State, o *Options) { s.Nodes = s.Nodes[:2] }},
+		{"alone", func(s *mesh.State, o *Options) { s.Nodes = s.Nodes[:1] }},
+		{"not a node yet", func(s *mesh.State, o *Options) { s.Nodes = s.Nodes[1:] }},
+		{"no key, no pod CIDR, no endpoint", func(s *mesh.State, o *Options) {
+			s.Nodes[1].PublicKey = mesh.Key{}
+			s.Nodes[2].PodCIDRs = nil
+			s.Nodes[3].Endpoints = nil
+		}},
+		{"pod CIDRs overlap, keys are twins", func(s *mesh.State, o *Options) {
+			s.Nodes[2].PodCIDRs = []netip.Prefix{prefix("10.244.2.128/25")}
+			s.Nodes[3].PublicKey = testKey(1)
+		}},
+		{"endpoints that cannot be", func(s *mesh.State, o *Options) {
+			s.Nodes[1].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("10.244.9.9:51820"), netip.MustParseAddrPort("192.0.2.2:51820")}
+			s.Nodes[2].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::3]:51820")}
+			o.PodCIDRs = []netip.Prefix{prefix("10.244.0.0/16")}
+		}},
+		{"jumbo frames, but not to d; IPv6 never below 1280", func(s *mesh.State, o *Options) {
+			o.PathMTU = func(a netip.Addr) int {
+				if a == netip.MustParseAddr("192.0.2.4") {
+					return 1300
+				}
+				return 9000
+			}
+		}},
+		{"services", func(s *mesh.State, o *Options) {
+			s.Nodes = s.Nodes[:2]
+			o.ServiceCIDRs = []netip.Prefix{prefix("10.96.0.0/16")}
+			ready := func(addr, node string) mesh.Endpoint {
+				return mesh.Endpoint{Addr: netip.MustParseAddr(addr), Node: node, Ready: true, Serving: true, Ports: port(8080)}
+			}
+			leaving := ready("10.244.2.9", "b")
+			leaving.Ready, leaving.Terminating = false, true
+			gone := leaving
+			gone.Serving = false
+			s.Services = []*mesh.Service{
+				{Name: "both", ClusterIPs: addrs("10.96.0.1", "fd00:10:96::1"), Ports: ports,
+					Endpoints: []mesh.Endpoint{ready("10.244.2.2", "b"), ready("10.244.1.2", "a"), ready("fd00:10:244:1::2", "a"), leaving, gone}},
+				{Name: "leaving", ClusterIPs: addrs("10.96.0.2"), Ports: ports[:1], Endpoints: []mesh.Endpoint{leaving, gone}},
+				{Name: "local", ClusterIPs: addrs("10.96.0.3"), Ports: ports, LocalOnly: true, AffinityTimeout: 60,
+					Endpoints: []mesh.Endpoint{ready("10.244.2.2", "b"), ready("10.244.1.2", "a")}},
+				{Name: "local elsewhere", ClusterIPs: addrs("10.96.0.4"), Ports: ports, LocalOnly: true, Endpoints: []mesh.Endpoint{ready("10.244.2.2", "b")}},
+				{Name: "headless", Headless: true, Ports: ports, Endpoints: []mesh.Endpoint{ready("10.244.2.2", "b")}},
+			}
+		}},
+		{"services are somebody else's", func(s *mesh.State, o *Options) {
+			s.Nodes = s.Nodes[:2]
+			o.Services = false
+			o.ServiceCIDRs = []netip.Prefix{prefix("10.96.0.0/16")}
+			s.Services = []*mesh.Service{{Name: "x", ClusterIPs: addrs("10.96.0.1"), Ports: ports}}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			state := &mesh.State{Nodes: []mesh.Node{testNode("a", 1), testNode("b", 2), testNode("c", 3), testNode("d", 4)}}
+			opts := Options{Device: "mesh0", ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: func(a netip.Addr) int {
+				if a.Is6() {
+					return 0
+				}
+				return 1500
+			}}
+			c.edit(state, &opts)
+			w, err := Compute(state, "a", opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, c.name, w.text())
+		})
+	}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", strings.NewReplacer(" ", "-", ",", "", ";", "", "'", "").Replace(name)+".txt")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s: -want +got:\n%s", path, diff)
+	}
+}
+
+func TestComputeRefusesAPodRangeAroundTheNodeItself(t *testing.T) {
+	state := &mesh.State{Nodes: []mesh.Node{testNode("a", 1)}}
+	_, err := Compute(state, "a", Options{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.0.0/16")}, PathMTU: func(netip.Addr) int { return 0 }})
+	if err == nil || !strings.Contains(err.Error(), "192.0.0.0/16 contains 192.0.2.1") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestTunnelsThatSendWithoutAnswerAreDown(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(1700000000, 0).Add(time.Duration(s) * time.Second) }
+	type sample struct {
+		second    int
+		handshake int // second; -1 never
+		tx        int64
+		want      string
+	}
+	for _, c := range []struct {
+		name    string
+		samples []sample
+	}{
+		{"idle from the start", []sample{{0, -1, 0, ""}, {300, -1, 0, ""}}},
+		{"in use", []sample{{0, 0, 100, ""}, {170, 120, 5000, ""}}},
+		{"never answered", []sample{{0, -1, 0, ""}, {10, -1, 148, ""}, {40, -1, 1000, "sent 1000 bytes and never got an answer"}}},
+		{"went quiet", []sample{{0, 0, 100, ""}, {170, 0, 200, ""}, {200, 0, 300, "no handshake for 3m20s, though 100 bytes were sent since"}}},
+		{"quiet on both sides", []sample{{0, 0, 100, ""}, {170, 0, 100, ""}, {400, 0, 100, ""}}},
+		{"came back", []sample{{0, 0, 100, ""}, {170, 0, 100, ""}, {200, 0, 300, "no handshake for 3m20s, though 200 bytes were sent since"}, {210, 209, 400, ""}}},
+		{"a new device", []sample{{0, 0, 5000, ""}, {10, -1, 0, ""}, {15, -1, 148, ""}}},
+	} {
+		var tuns tunnels
+		tuns.set(Wish{WireGuard: wireguard.Config{Peers: []wireguard.Peer{{Name: "b", Key: testKey(2)}}}})
+		for _, s := range c.samples {
+			st := wireguard.Stats{Tx: s.tx}
+			if s.handshake >= 0 {
+				st.Handshake = at(s.handshake)
+			}
+			got := tuns.list(map[mesh.Key]wireguard.Stats{testKey(2): st}, wireguard.Userspace, at(s.second))[0]
+			if got.Reason != s.want || got.Up != (s.want == "") {
+				t.Errorf("%s, second %d: up %t, %q; want %q", c.name, s.second, got.Up, got.Reason, s.want)
+			}
+		}
+	}
+}
