@@ -67,7 +67,9 @@ func (w Wish) text() string {
 
 func TestCompute(t *testing.T) {
 	prefix := netip.MustParsePrefix
-	port := func(n uint16) []mesh.EndpointPort { return []mesh.EndpointPort{{Name: "http", Protocol: mesh.TCP, Port: n}} }
+	port := func(n uint16) []mesh.EndpointPort {
+		return []mesh.EndpointPort{{Name: "http", Protocol: mesh.TCP, Port: n}}
+	}
 	ports := []mesh.ServicePort{{Name: "http", Protocol: mesh.TCP, Port: 80, NodePort: 30080}}
 	for _, c := range []struct {
 		name string

@@ -110,7 +110,7 @@ func service(n int, sticky int32, pods ...netip.Addr) *mesh.Service {
 	}
 	for _, p := range pods {
 		s.Endpoints = append(s.Endpoints, mesh.Endpoint{Addr: p, Ready: true, Serving: true,
-			Node: map[bool]string{true: "a"}[strings.HasPrefix(p.String(), "10.244.1.") || strings.HasPrefix(p.String(), "fd00:10:244:1:")],
+			Node:  map[bool]string{true: "a"}[strings.HasPrefix(p.String(), "10.244.1.") || strings.HasPrefix(p.String(), "fd00:10:244:1:")],
 			Ports: []mesh.EndpointPort{{Name: "http", Protocol: mesh.TCP, Port: 80}, {Name: "dns", Protocol: mesh.UDP, Port: 53}}})
 	}
 	return s
@@ -198,25 +198,48 @@ func (s *story) noEndpoints(t *testing.T) {
 	}
 }
 
+// spoofing: what arrives at b/p2 is watched, for a spoofer gets no answer in
+// any case.
 func (s *story) spoofing(t *testing.T) {
-	// a/p3 takes the address of a/p2, of a pod on another node, of the node.
-	for _, addr := range []string{s.a.podAddr(2), s.b.podAddr(3), "192.0.2.1", "192.0.2.77"} {
-		s.a.sh("ip netns exec p3 ip address add " + addr + "/32 dev eth0")
-		before := s.a.ruleset()
-		if out, err := s.a.in_(3, "ping", "-c1", "-W0.3", "-I", addr, s.b.podAddr(2)); err == nil {
-			t.Errorf("ping as %s was answered:\n%s\n%s", addr, out, before)
-		}
-		s.a.sh("ip netns exec p3 ip address del " + addr + "/32 dev eth0")
+	file := filepath.Join(t.TempDir(), "arrived.pcap")
+	cmd := exec.Command("nsenter", "-t", s.b.ns, "-n", "-m", "ip", "netns", "exec", "p2", "tcpdump", "-i", "eth0", "-U", "-Z", "root", "-w", file, "icmp or icmp6")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	for _, addr := range []string{s.a.podAddr6(2), s.b.podAddr6(3), "2001:db8::77"} {
-		s.a.sh("ip netns exec p3 ip address add " + addr + "/128 dev eth0 nodad")
-		if out, err := s.a.in_(3, "ping", "-c1", "-W0.3", "-I", addr, s.b.podAddr6(2)); err == nil {
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	eventually(t, "tcpdump listens", func() error { _, err := os.Stat(file); return err })
+	arrived := func() string {
+		out, _ := testns.Output("tcpdump", "-nr", file) // the last packet may be cut
+		return out
+	}
+	// a/p3 takes the address of a/p2, of a pod on another node, of the nodes.
+	for _, addr := range append(addrs(s.a.podAddr(2), s.b.podAddr(3), "192.0.2.1", "192.0.2.77", "10.244.1.1"),
+		addrs(s.a.podAddr6(2), s.b.podAddr6(3), "2001:db8::77", "fd00:10:244:1::1")...) {
+		to, nodad := s.b.podAddr(2), ""
+		if addr.Is6() {
+			to, nodad = s.b.podAddr6(2), "nodad"
+		}
+		s.a.sh(fmt.Sprintf("ip netns exec p3 ip address add %s/%d dev eth0 %s", addr, addr.BitLen(), nodad))
+		if out, err := s.a.in_(3, "ping", "-c1", "-W0.3", "-I", addr.String(), to); err == nil {
 			t.Errorf("ping as %s was answered:\n%s", addr, out)
 		}
-		s.a.sh("ip netns exec p3 ip address del " + addr + "/128 dev eth0")
+		s.a.sh(fmt.Sprintf("ip netns exec p3 ip address del %s/%d dev eth0", addr, addr.BitLen()))
 	}
-	if out, err := s.a.in_(3, "ping", "-c1", "-W3", s.b.podAddr(2)); err != nil {
-		t.Errorf("ping as itself: %v\n%s", err, out)
+	for _, to := range []string{s.b.podAddr(2), s.b.podAddr6(2)} {
+		if out, err := s.a.in_(3, "ping", "-c1", "-W3", to); err != nil {
+			t.Errorf("ping as itself: %v\n%s", err, out)
+		}
+	}
+	eventually(t, "the honest pings are seen", func() error {
+		if out := arrived(); !strings.Contains(out, s.a.podAddr(3)+" > ") || !strings.Contains(out, s.a.podAddr6(3)+" > ") {
+			return fmt.Errorf("arrived:\n%s", out)
+		}
+		return nil
+	})
+	for _, line := range strings.Split(arrived(), "\n") {
+		if strings.Contains(line, "echo request") && !strings.Contains(line, s.a.podAddr(3)+" > ") && !strings.Contains(line, s.a.podAddr6(3)+" > ") {
+			t.Errorf("a spoofed packet arrived: %s", line)
+		}
 	}
 	// A machine on the underlay claims to be a pod.
 	testns.Sh(t, `ip address add 10.244.2.99/32 dev br0; ip route add 10.244.1.2/32 via 192.0.2.1 src 10.244.2.99`)
@@ -225,8 +248,6 @@ func (s *story) spoofing(t *testing.T) {
 	}
 	testns.Sh(t, `ip route del 10.244.1.2/32; ip address del 10.244.2.99/32 dev br0`)
 }
-
-func (m *machine) ruleset() string { return m.sh("nft list table inet meshd") }
 
 func (s *story) udpFollows(t *testing.T) {
 	exe, _ := os.Executable()

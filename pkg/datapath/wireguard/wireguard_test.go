@@ -1,0 +1,331 @@
+package wireguard_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/datapath/internal/testns"
+	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/datapath/wireguard/userspace"
+	"meshd.dev/pkg/mesh"
+)
+
+// TestMain also serves as the userspace process.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "wireguard" {
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+		defer stop()
+		if err := userspace.Run(ctx, userspace.Config{Device: os.Args[2], Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	testns.Main(m)
+}
+
+// device in a network namespace of its own; name tells it apart from those of
+// other tests, which share the folder of control sockets.
+func device(t *testing.T, name string) (*wireguard.Device, string) {
+	t.Helper()
+	dir := t.TempDir()
+	exe, _ := os.Executable()
+	d, err := wireguard.New(wireguard.Options{Name: name, StateDir: dir, LogDir: dir, SpawnUserspace: []string{exe, "wireguard"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = testns.Exec("sh", "-c", "kill -9 $(cat "+wireguard.LockPath(name)+")")
+		if t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(dir, "wireguard-"+name+".log"))
+			t.Logf("log of the userspace process:\n%s", b)
+		}
+	})
+	return d, dir
+}
+
+func key(n byte) mesh.Key { return mesh.Key{n, 31: 1} }
+
+func b64(n byte) string { return key(n).String() }
+
+// Peers 2 and 3 at 192.0.2.N with 10.244.N.0/24 and fd00:10:244:N::/64.
+func config() wireguard.Config {
+	cfg := wireguard.Config{ListenPort: 51820, MTU: 1420}
+	for n := byte(2); n <= 3; n++ {
+		cfg.Peers = append(cfg.Peers, wireguard.Peer{
+			Name: fmt.Sprintf("node%d", n), Key: key(n),
+			Endpoint:   netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:51820", n)),
+			AllowedIPs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", n))},
+		})
+	}
+	return cfg
+}
+
+func apply(t *testing.T, d *wireguard.Device, cfg wireguard.Config) {
+	t.Helper()
+	if err := d.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := d.Plan(cfg)
+	if err != nil || len(plan) > 0 {
+		t.Errorf("the second time there is something to do: %q, %v", plan, err)
+	}
+}
+
+// shown is the device as wg(8) sees it, without keys of its own and what
+// counts up, in an order of our choice.
+func shown(t *testing.T, name string) string {
+	t.Helper()
+	var lines []string
+	for i, l := range strings.Split(strings.TrimSpace(testns.Sh(t, "wg show "+name+" dump")), "\n") {
+		f := strings.Split(l, "\t")
+		if i == 0 {
+			lines = append(lines, "! port "+f[2]+" mark "+f[3])
+			continue
+		}
+		allowed := strings.Split(f[3], ",")
+		slices.Sort(allowed)
+		lines = append(lines, fmt.Sprintf("peer %s psk %s endpoint %s allowed %v keepalive %s", f[0], f[1], f[2], allowed, f[7]))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n") + "\n" + testns.Sh(t, "ip -o link show "+name+` | sed 's/.*<\(.*\)> \(mtu [0-9]*\).*/\2 \1/'`)
+}
+
+func TestApply(t *testing.T) {
+	testns.New(t)
+	d, dir := device(t, "wga")
+	plan, err := d.Plan(config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, _ := os.Executable()
+	want := strings.NewReplacer("EXE", exe, "KEY2", b64(2), "KEY3", b64(3)).Replace(`
+ip link add wga type wireguard || EXE wireguard wga &
+wg set wga private-key wireguard.key listen-port 51820 fwmark 0
+ip link set wga mtu 1420
+ip link set wga up
+wg set wga peer KEY2 endpoint 192.0.2.2:51820 allowed-ips +10.244.2.0/24,+fd00:10:244:2::/64 # node2
+wg set wga peer KEY3 endpoint 192.0.2.3:51820 allowed-ips +10.244.3.0/24,+fd00:10:244:3::/64 # node3`)
+	if diff := cmp.Diff(want, "\n"+strings.Join(plan, "\n")); diff != "" {
+		t.Errorf("plan: -want +got:\n%s", diff)
+	}
+	apply(t, d, config())
+	got := testns.Sh(t, "wg show wga public-key; wg show wga listen-port; wg show wga allowed-ips | sort")
+	want = d.PublicKey().String() + "\n51820\n"
+	for n := byte(2); n <= 3; n++ {
+		want += fmt.Sprintf("%s\t10.244.%d.0/24 fd00:10:244:%[2]d::/64\n", b64(n), n)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+
+	// Another daemon adopts what it finds.
+	pid := testns.Sh(t, "cat "+wireguard.LockPath("wga"))
+	again, err := wireguard.New(wireguard.Options{Name: "wga", StateDir: dir, SpawnUserspace: []string{"/bin/false"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, again, config())
+	if now := testns.Sh(t, "cat "+wireguard.LockPath("wga")); now != pid {
+		t.Errorf("the process was changed from %s to %s", pid, now)
+	}
+	stats, backend, err := d.Stats()
+	if err != nil || backend == "" || len(stats) != 2 || stats[key(2)].Endpoint.String() != "192.0.2.2:51820" {
+		t.Errorf("stats %v of a %q device, %v", stats, backend, err)
+	}
+}
+
+func TestPlanReadsLikeCommands(t *testing.T) {
+	testns.New(t)
+	d, _ := device(t, "wgb")
+	apply(t, d, config())
+	for _, c := range []struct {
+		name string
+		edit func(*wireguard.Config)
+		want string
+	}{
+		{"a peer goes", func(c *wireguard.Config) { c.Peers = c.Peers[:1] }, "wg set wgb peer KEY3 remove"},
+		{"a prefix moves", func(c *wireguard.Config) {
+			c.Peers[0].AllowedIPs, c.Peers[1].AllowedIPs = c.Peers[1].AllowedIPs, c.Peers[0].AllowedIPs
+		}, `wg set wgb peer KEY2 allowed-ips +10.244.3.0/24,+fd00:10:244:3::/64 # node2
+wg set wgb peer KEY3 allowed-ips +10.244.2.0/24,+fd00:10:244:2::/64 # node3`},
+		{"a prefix goes", func(c *wireguard.Config) { c.Peers[0].AllowedIPs = c.Peers[0].AllowedIPs[:1] },
+			"wg set wgb peer $THROWAWAY allowed-ips fd00:10:244:2::/64 peer $THROWAWAY remove"},
+		{"a node has a new key", func(c *wireguard.Config) { c.Peers[1].Key = key(9) },
+			`wg set wgb peer KEY9 endpoint 192.0.2.3:51820 allowed-ips +10.244.3.0/24,+fd00:10:244:3::/64 # node3
+wg set wgb peer KEY3 remove`},
+		{"an endpoint moves", func(c *wireguard.Config) { c.Peers[0].Endpoint = netip.MustParseAddrPort("[2001:db8::2]:51820") },
+			"wg set wgb peer KEY2 endpoint [2001:db8::2]:51820 # node2"},
+		{"keepalive, port, MTU", func(c *wireguard.Config) { c.Peers[0].Keepalive, c.ListenPort, c.MTU = 25*time.Second, 51821, 8920 },
+			`wg set wgb private-key wireguard.key listen-port 51821 fwmark 0
+ip link set wgb mtu 8920
+wg set wgb peer KEY2 persistent-keepalive 25 # node2`},
+	} {
+		cfg := config()
+		c.edit(&cfg)
+		plan, err := d.Plan(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.NewReplacer("KEY2", b64(2), "KEY3", b64(3), "KEY9", b64(9)).Replace(c.want)
+		if diff := cmp.Diff(want, strings.Join(plan, "\n")); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", c.name, diff)
+		}
+		apply(t, d, cfg)
+		apply(t, d, config())
+	}
+}
+
+// From any mess to the wish.
+func TestMess(t *testing.T) {
+	testns.New(t)
+	d, dir := device(t, "wgc")
+	apply(t, d, config())
+	wished := shown(t, "wgc")
+	if err := os.WriteFile(filepath.Join(dir, "psk"), []byte(b64(77)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{
+		"wg set wgc peer KEY2 remove",
+		"wg set wgc peer KEY3 allowed-ips 10.244.2.0/24",
+		"wg set wgc peer KEY4 allowed-ips 10.244.2.0/25,10.244.3.0/24 endpoint 192.0.2.9:1",
+		"wg set wgc peer KEY5 allowed-ips 0.0.0.0/0,::/0",
+		"wg set wgc peer KEY2 allowed-ips 10.244.2.0/24,10.99.0.0/16",
+		"wg set wgc peer KEY3 allowed-ips ''",
+		"wg set wgc peer KEY3 endpoint 192.0.2.77:7777",
+		"wg set wgc peer KEY2 preshared-key " + filepath.Join(dir, "psk"),
+		"wg set wgc peer KEY2 persistent-keepalive 5",
+		"wg set wgc listen-port 4444",
+		"wg set wgc private-key " + filepath.Join(dir, "psk"),
+		"wg set wgc fwmark 7",
+		"ip link set wgc mtu 1300",
+		"ip link set wgc down",
+	}
+	for seed := range uint64(8) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		r.Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
+		for _, l := range lines[:2+r.IntN(len(lines)-2)] {
+			l = strings.NewReplacer("KEY2", b64(2), "KEY3", b64(3), "KEY4", b64(4), "KEY5", b64(5)).Replace(l)
+			testns.Sh(t, l)
+		}
+		// One that has no memory of what it wished before.
+		other, err := wireguard.New(wireguard.Options{Name: "wgc", StateDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, other, config())
+		if diff := cmp.Diff(wished, shown(t, "wgc")); diff != "" {
+			t.Errorf("seed %d, after %q: -want +got:\n%s", seed, lines, diff)
+		}
+	}
+}
+
+// The process dies, its control socket is deleted: both come back.
+func TestUserspaceComesBack(t *testing.T) {
+	testns.New(t)
+	d, _ := device(t, "wgd")
+	apply(t, d, config())
+	lock := wireguard.LockPath("wgd")
+	before := testns.Sh(t, "cat "+lock)
+	testns.Sh(t, "kill -9 $(cat "+lock+")")
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if err := d.Apply(t.Context(), config()); err == nil && testns.Sh(t, "cat "+lock) != before {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("still process %s: %v", before, err)
+		}
+	}
+	apply(t, d, config())
+	if plan, _ := d.Plan(config()); len(plan) > 0 {
+		t.Errorf("left to do: %q", plan)
+	}
+	// A second process for the same device has no chance.
+	exe, _ := os.Executable()
+	if out, err := testns.Output(exe, "wireguard", "wgd"); err == nil || !strings.Contains(out, "another process serves it") {
+		t.Errorf("a second process: %v\n%s", err, out)
+	}
+	testns.Sh(t, "rm /run/wireguard/wgd.sock")
+	deadline = time.Now().Add(10 * time.Second)
+	for {
+		err := d.Apply(t.Context(), config())
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after the socket was deleted: %v", err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// What is missing is said.
+func TestWithoutAnyWireGuard(t *testing.T) {
+	testns.New(t)
+	d, err := wireguard.New(wireguard.Options{Name: "wge", StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if testns.Exec("ip", "link", "add", "probe", "type", "wireguard") == nil {
+		t.Skip("this kernel has WireGuard")
+	}
+	err = d.Apply(t.Context(), config())
+	if err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard, and no userspace command is configured") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestKey(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "wireguard.key")
+	open := func() *wireguard.Device {
+		t.Helper()
+		d, err := wireguard.New(wireguard.Options{Name: "wgf", StateDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	first := open()
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("key file %v, %v; want mode 0600", info, err)
+	}
+	if again := open(); again.PublicKey() != first.PublicKey() || again.CorruptKey() != "" {
+		t.Errorf("second start: key %s, want %s", again.PublicKey(), first.PublicKey())
+	}
+	if out, err := testns.Output("sh", "-c", "wg pubkey < "+path); err != nil || strings.TrimSpace(out) != first.PublicKey().String() {
+		t.Errorf("wg pubkey says %q, %v; want %s", out, err, first.PublicKey())
+	}
+	for _, corrupt := range []string{"", "\x00\x00\x00\x00", "bm90IGEga2V5", strings.Repeat("A", 43) + "=", strings.Repeat("x", 5000)} {
+		if err := os.WriteFile(path, []byte(corrupt), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d := open()
+		if d.PublicKey() == first.PublicKey() || d.CorruptKey() == "" {
+			t.Errorf("%.20q: key %s, set aside as %q", corrupt, d.PublicKey(), d.CorruptKey())
+		}
+		if b, err := os.ReadFile(d.CorruptKey()); err != nil || !bytes.Equal(b, []byte(corrupt)) {
+			t.Errorf("%.20q was set aside as %q, %v", corrupt, hex.EncodeToString(b), err)
+		}
+		os.Remove(d.CorruptKey())
+	}
+	left, _ := filepath.Glob(filepath.Join(dir, "*"))
+	if len(left) != 1 {
+		t.Errorf("files left: %q", left)
+	}
+}
