@@ -2,6 +2,7 @@ package nodeauth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -97,7 +98,7 @@ func checkNewNode(n *corev1.Node) error {
 	case len(n.Finalizers) > 0:
 		return fmt.Errorf("may not set metadata.finalizers")
 	}
-	return checkLabels(n.Labels, nil)
+	return errors.Join(checkAnnotations(n.Annotations, nil), checkLabels(n.Labels, nil))
 }
 
 func checkNodeUpdate(n, old *corev1.Node) error {
@@ -117,7 +118,28 @@ func checkNodeUpdate(n, old *corev1.Node) error {
 	if err := sameOwners(&n.ObjectMeta, &old.ObjectMeta); err != nil {
 		return err
 	}
-	return checkLabels(n.Labels, old.Labels)
+	return errors.Join(checkAnnotations(n.Annotations, old.Annotations), checkLabels(n.Labels, old.Labels))
+}
+
+// published are the annotations of ours that a node writes for its peers
+// (mesh.AnnotationPublicKey and mesh.AnnotationEndpoints).
+var published = []string{"meshd.dev/public-key", "meshd.dev/endpoints"}
+
+// checkAnnotations keeps what the cluster writes about a node, such as the key
+// it joined with, from the node itself: of our own annotations a node writes
+// only what it publishes to its peers.
+func checkAnnotations(now, before map[string]string) error {
+	for key := range union(now, before) {
+		v, is := now[key]
+		w, was := before[key]
+		if is == was && v == w || slices.Contains(published, key) {
+			continue
+		}
+		if strings.HasPrefix(key, "meshd.dev/") {
+			return fmt.Errorf("may not set or remove the annotation %s on itself", key)
+		}
+	}
+	return nil
 }
 
 func sameOwners(n, old *metav1.ObjectMeta) error {

@@ -72,6 +72,8 @@ func TestAdmission(t *testing.T) {
 		{"registers as control plane", "CREATE", "nodes", node("n1", bare, label("node-role.kubernetes.io/control-plane", "")), nil, "", "may not set or remove the labels node-role.kubernetes.io/control-plane on itself"},
 		{"registers with an owner", "CREATE", "nodes", node("n1", bare, func(n *corev1.Node) { n.OwnerReferences = owner }), nil, "", "ownerReferences"},
 		{"publishes its key", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Annotations = map[string]string{"meshd.dev/public-key": "k"} }), node("n1"), "n1", ok},
+		{"takes another identity", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Annotations = map[string]string{"meshd.dev/identity": "k"} }), node("n1"), "n1", "may not set or remove the annotation meshd.dev/identity"},
+		{"registers with an identity", "CREATE", "nodes", node("n1", bare, func(n *corev1.Node) { n.Annotations = map[string]string{"meshd.dev/identity": "k"} }), nil, "", "may not set or remove the annotation meshd.dev/identity"},
 		{"changes its pod CIDR", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"10.244.2.0/24"} }), node("n1"), "n1", "may not change spec.podCIDRs"},
 		{"changes its pod CIDR through status", "UPDATE", "nodes/status", node("n1", func(n *corev1.Node) { n.Spec.PodCIDR = "" }), node("n1"), "n1", "may not change spec.podCIDRs"},
 		{"removes a taint", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Spec.Taints = nil }), node("n1"), "n1", "may not change its taints"},
