@@ -77,3 +77,9 @@ func tell(t *testing.T, w *story.World, steps []story.Step) {
 func TestWholeLine(t *testing.T) {
 	tell(t, newWorld(t), story.Steps())
 }
+
+func TestTokens(t *testing.T) { tell(t, newWorld(t), story.Tokens()) }
+
+func TestPowerCut(t *testing.T) { tell(t, newWorld(t), story.PowerCut()) }
+
+func TestKubectl(t *testing.T) { tell(t, newWorld(t), story.Kubectl()) }

@@ -50,6 +50,7 @@ type World struct {
 	cfg   Config
 	tars  []string
 	meshd map[string]int // process number on the host, by machine
+	used  string         // a join token that was used
 }
 
 // New is a world before its first step.
