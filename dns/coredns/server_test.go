@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +17,10 @@ import (
 	"meshd.dev/pkg/status"
 )
 
-// The plan: the server answers on 127.0.0.1 (and ::1) on a free port; one
-// upstream, a small server of the test, knows example.com.
+// The plan: the server answers on a loopback address of this process, on a free
+// port; one upstream, a small server of the test, knows example.com.
+
+var loopback = netip.AddrFrom4([4]byte{127, byte(64 + os.Getpid()>>16&63), byte(os.Getpid() >> 8), byte(os.Getpid())})
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -62,7 +66,7 @@ func newIndex(t testing.TB) *index.Index {
 // broken fails. It returns where it listens.
 func upstream(t testing.TB) netip.AddrPort {
 	t.Helper()
-	return serveUpstream(t, "127.0.0.1:0")
+	return serveUpstream(t, netip.AddrPortFrom(loopback, 0).String())
 }
 
 func serveUpstream(t testing.TB, on string) netip.AddrPort {
@@ -106,7 +110,7 @@ func serveUpstream(t testing.TB, on string) netip.AddrPort {
 // freePort is one nobody listens on.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	c, err := net.ListenPacket("udp", netip.AddrPortFrom(loopback, 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +223,7 @@ func summary(m *dns.Msg) string {
 }
 
 func TestAnswers(t *testing.T) {
-	s := start(t, Config{Listen: []netip.Addr{addr("127.0.0.1")}, Upstreams: []netip.AddrPort{upstream(t)}})
+	s := start(t, Config{Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)}})
 	for _, c := range []struct {
 		name  string
 		qtype uint16
@@ -234,7 +238,7 @@ func TestAnswers(t *testing.T) {
 		{"cluster.local.", dns.TypeSOA, "NOERROR SOA"},
 		{"cluster.local.", dns.TypeNS, "NOERROR NS"},
 		{"cluster.local.", dns.TypeA, "NOERROR SOA=cluster.local."},
-		{"ns.dns.cluster.local.", dns.TypeA, "NOERROR 127.0.0.1"},
+		{"ns.dns.cluster.local.", dns.TypeA, "NOERROR " + loopback.String()},
 		{"dns-version.cluster.local.", dns.TypeTXT, "NOERROR TXT"},
 		{"cluster.local.", dns.TypeAXFR, "REFUSED"},
 		{"20.0.96.10.in-addr.arpa.", dns.TypePTR, "NOERROR PTR"},
@@ -256,4 +260,128 @@ func TestAnswers(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestNoStateYet(t *testing.T) {
+	x, err := index.New(index.Config{Zone: "cluster.local"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	board := &status.Board{}
+	s := start(t, Config{Index: x, Board: board, Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)}})
+	if c := waitFor(t, board, checkRecords, false); c.Reason == "" || c.Next == "" {
+		t.Errorf("%+v", c)
+	}
+	question := func(name string) string { return summary(ask(t, s, "udp", name, dns.TypeA)) }
+	if got := question("web.shop.svc.cluster.local."); got != "SERVFAIL" {
+		t.Errorf("name of the cluster: %s", got)
+	}
+	if got := question("www.example.com."); got != "NOERROR 192.0.2.80" {
+		t.Errorf("foreign name: %s", got)
+	}
+	x.Apply(testState())
+	if got := question("web.shop.svc.cluster.local."); got != "NOERROR 10.96.0.20" {
+		t.Errorf("after the first state: %s", got)
+	}
+	s.loop.Kick()
+	waitFor(t, board, checkRecords, true)
+}
+
+func TestUpstreamThatDoesNotAnswerIsReported(t *testing.T) {
+	board := &status.Board{}
+	silent, err := net.ListenPacket("udp", netip.AddrPortFrom(loopback, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	s := start(t, Config{Board: board, Listen: []netip.Addr{loopback},
+		Upstreams: []netip.AddrPort{silent.LocalAddr().(*net.UDPAddr).AddrPort()}})
+	waitFor(t, board, checkUpstream, true)
+	if got := summary(ask(t, s, "udp", "www.example.com.", dns.TypeA)); got != "SERVFAIL" {
+		t.Error(got)
+	}
+	waitUntil(t, func() bool {
+		s.loop.Kick()
+		for _, c := range board.Checks() {
+			if c.Name == checkUpstream && !c.Healthy {
+				return strings.HasPrefix(c.Reason, "no answer from 127.") && c.Next != ""
+			}
+		}
+		return false
+	})
+}
+
+// TestRunLeavesNothing: when Run returns, sockets and goroutines are gone.
+func TestRunLeavesNothing(t *testing.T) {
+	up := upstream(t)
+	port := freePort(t)
+	before := runtime.NumGoroutine()
+	for range 3 {
+		s, err := New(Config{Index: newIndex(t), Port: port, Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{up}, Board: &status.Board{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		waitFor(t, s.cfg.Board, checkListening, true)
+		for _, network := range []string{"udp", "tcp"} {
+			ask(t, s, network, "www.example.com.", dns.TypeA)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitUntil(t, func() bool {
+		runtime.GC() // CoreDNS ends the connections of an upstream in a finalizer
+		return runtime.NumGoroutine() <= before
+	})
+}
+
+func TestConfig(t *testing.T) {
+	for name, c := range map[string]Config{
+		"no index":     {},
+		"another zone": {Index: newIndex(t), Zone: "example.org"},
+		"ttl":          {Index: newIndex(t), TTL: 2 * time.Hour},
+	} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := New(Config{Index: newIndex(t), Zone: "Cluster.Local"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "",
+		"nameserver 192.0.2.1\nnameserver 2001:db8::1\n":                                  "192.0.2.1:53, [2001:db8::1]:53",
+		"# nameserver 192.0.2.9\n; nameserver 192.0.2.8\nsearch a b\nnameserver 10.0.0.1": "10.0.0.1:53",
+		"nameserver\nnameserver x\nnameserver 300.1.1.1\nnameserver fe80::1%eth0\n":       "[fe80::1%eth0]:53",
+		"options ndots:abc timeout:-1\nnameserver ::ffff:10.0.0.1\n":                      "10.0.0.1:53",
+		strings.Repeat("nameserver 10.0.0.1\n", 10000):                                    "10.0.0.1:53",
+		"nameserver 0.0.0.0\nnameserver " + loopback.String() + "\n":                      "",
+	} {
+		found, err := parseResolvConf(strings.NewReader(text))
+		if got := join(usable(found, []netip.Addr{loopback}, 53)); got != want || err != nil {
+			t.Errorf("%.60q: %s, %v, want %s", text, got, err, want)
+		}
+	}
+}
+
+func FuzzResolvConf(f *testing.F) {
+	f.Add("search example.org\nnameserver 192.0.2.1\noptions ndots:5 timeout:1 attempts:2\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		found, err := parseResolvConf(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		for _, a := range usable(found, nil, 53) {
+			if !a.IsValid() {
+				t.Errorf("%q: %v", text, a)
+			}
+		}
+	})
 }

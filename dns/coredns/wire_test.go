@@ -53,7 +53,7 @@ func edns(size uint16, do bool) func(*dns.Msg) {
 }
 
 func TestWire(t *testing.T) {
-	s := start(t, Config{Listen: []netip.Addr{addr("127.0.0.1")}, Upstreams: []netip.AddrPort{upstream(t)}})
+	s := start(t, Config{Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)}})
 	const web, big = "web.shop.svc.cluster.local.", "big.shop.svc.cluster.local."
 	for _, c := range []struct {
 		name  string
@@ -134,7 +134,7 @@ func flags(m *dns.Msg) string {
 }
 
 func TestCaseOfTheQuestionIsKept(t *testing.T) {
-	s := start(t, Config{Listen: []netip.Addr{addr("127.0.0.1")}, Upstreams: []netip.AddrPort{upstream(t)}})
+	s := start(t, Config{Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)}})
 	for _, c := range []struct {
 		name  string
 		qtype uint16
@@ -158,24 +158,24 @@ func TestCaseOfTheQuestionIsKept(t *testing.T) {
 }
 
 func TestLargeAnswerIsWholeOverTCP(t *testing.T) {
-	s := start(t, Config{Listen: []netip.Addr{addr("127.0.0.1")}, Upstreams: []netip.AddrPort{upstream(t)}})
+	s := start(t, Config{Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)}})
 	if m := ask(t, s, "tcp", "big.shop.svc.cluster.local.", dns.TypeA); m.Truncated || len(m.Answer) != 1000 {
 		t.Errorf("%d of 1000 addresses, truncated %t", len(m.Answer), m.Truncated)
 	}
 }
 
 func TestTCPConnectionsOfOneClientAreBounded(t *testing.T) {
-	s := start(t, Config{Listen: []netip.Addr{addr("127.0.0.1")}, Upstreams: []netip.AddrPort{upstream(t)}})
+	s := start(t, Config{Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)}})
 	var open []net.Conn
 	for range maxConnsPerClient {
-		c, err := net.Dial("tcp", s.at(addr("127.0.0.1")))
+		c, err := net.Dial("tcp", s.at(loopback))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		open = append(open, c)
 	}
-	extra, err := net.Dial("tcp", s.at(addr("127.0.0.1")))
+	extra, err := net.Dial("tcp", s.at(loopback))
 	if err != nil {
 		t.Fatal(err)
 	}
