@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -147,7 +148,10 @@ func (c *Controllers) Run(ctx context.Context) error {
 	for _, name := range left {
 		c.cfg.Log.Warn("controller left out: the API does not serve its resources", "controller", name)
 	}
-	ours := p.controllers()
+	ours, err := p.controllers(ctx, c.client("namespace-controller"))
+	if err != nil {
+		return fmt.Errorf("controllers: %w", err)
+	}
 	p.start(ctx)
 	close(started)
 	for _, t := range theirs {
@@ -244,7 +248,11 @@ func (p *plane) shutdown() {
 }
 
 // controllers of our own, as functions that run until their context ends.
-func (p *plane) controllers() []func(context.Context) error {
+func (p *plane) controllers(ctx context.Context, rc *rest.Config) ([]func(context.Context) error, error) {
+	namespaces, err := newNamespaces(ctx, p, rc)
+	if err != nil {
+		return nil, err
+	}
 	runs := []func(context.Context) error{
 		newNodeCIDR(p).Run,
 		newNodeLifecycle(p).Run,
@@ -252,11 +260,12 @@ func (p *plane) controllers() []func(context.Context) error {
 		newPodGC(p).Run,
 		newRootCA(p).Run,
 		newTokens(p).Run,
+		namespaces.Run,
 	}
 	if p.hasStorage {
 		runs = append(runs, newVolumeBinder(p).Run)
 	}
-	return runs
+	return runs, nil
 }
 
 // loop makes the reconcile.Loop of the controller called name.
@@ -314,12 +323,17 @@ func trim(obj any) (any, error) {
 }
 
 // quiet turns the Info of the controllers of Kubernetes, who tell the story
-// of their lives in it, into Debug, and hears nothing of them any more once
-// they were asked to stop: being cut short is an error to them.
+// of their lives in it, into Debug, and their Error, which means that they try
+// again, into Warn. It hears nothing of them any more once they were asked to
+// stop: being cut short is an error to them.
 type quiet struct {
 	slog.Handler
 	stopped <-chan struct{}
 }
+
+// staleCache is in the error with which they say that their cache has not
+// seen their own last write yet: several times a second while they work.
+const staleCache = "is not as new as written version"
 
 func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
 	select {
@@ -332,6 +346,15 @@ func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = lower(r.Level)
+	r.Attrs(func(a slog.Attr) bool {
+		if err, ok := a.Value.Any().(error); ok && strings.Contains(err.Error(), staleCache) {
+			r.Level = slog.LevelDebug
+		}
+		return true
+	})
+	if !q.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
 	return q.Handler.Handle(ctx, r)
 }
 
@@ -342,5 +365,5 @@ func lower(l slog.Level) slog.Level {
 	if l < slog.LevelWarn {
 		return l - 4
 	}
-	return l
+	return min(l, slog.LevelWarn)
 }

@@ -110,7 +110,7 @@ func replaceable(p *corev1.Pod) bool {
 	owner := metav1.GetControllerOf(p)
 	if owner == nil {
 		return slices.ContainsFunc(p.Spec.Tolerations, func(t corev1.Toleration) bool {
-			return t.Key == corev1.TaintNodeUnreachable && t.TolerationSeconds != nil
+			return t.Key == corev1.TaintNodeUnreachable && t.TolerationSeconds != nil && !unasked(&t)
 		})
 	}
 	return owner.Kind != "StatefulSet" && owner.Kind != "DaemonSet" && owner.Kind != "Node"
@@ -118,30 +118,38 @@ func replaceable(p *corev1.Pod) bool {
 
 // patience is how long p may stay on a node with taint: for ever when it
 // tolerates it without a limit, the shortest limit of its tolerations that
-// match, or standard when none does.
+// match, or standard when it has no wish of its own.
 func patience(p *corev1.Pod, taint corev1.Taint, standard time.Duration) (stay time.Duration, always bool) {
-	matched, limited := false, false
+	stay, always = standard, false
+	wishes := 0
 	for i := range p.Spec.Tolerations {
 		t := &p.Spec.Tolerations[i]
-		if !t.ToleratesTaint(klog.Logger{}, &taint, true) {
+		if !t.ToleratesTaint(klog.Logger{}, &taint, true) || unasked(t) {
 			continue
 		}
-		matched = true
-		if t.TolerationSeconds == nil {
-			continue
+		limited := t.TolerationSeconds != nil
+		var d time.Duration
+		if limited {
+			d = time.Duration(max(0, *t.TolerationSeconds)) * time.Second
 		}
-		d := time.Duration(max(0, *t.TolerationSeconds)) * time.Second
-		if !limited || d < stay {
-			stay, limited = d, true
+		switch {
+		case wishes == 0:
+			stay, always = d, !limited
+		case limited && (always || d < stay):
+			stay, always = d, false
 		}
+		wishes++
 	}
-	switch {
-	case limited:
-		return stay, false
-	case matched:
-		return 0, true
-	}
-	return standard, false
+	return stay, always
+}
+
+// unasked is the toleration API servers put into every pod that has none:
+// five minutes, from a time when nodes were declared dead by the minute. It
+// stands in manifests taken from other clusters too. It is nobody's wish; who
+// wants five minutes writes 301 seconds.
+func unasked(t *corev1.Toleration) bool {
+	return (t.Key == corev1.TaintNodeUnreachable || t.Key == corev1.TaintNodeNotReady) && t.Operator == corev1.TolerationOpExists &&
+		t.Effect == corev1.TaintEffectNoExecute && t.TolerationSeconds != nil && *t.TolerationSeconds == 300
 }
 
 func unreachable(effect corev1.TaintEffect) corev1.Taint {

@@ -51,8 +51,10 @@ const (
 type cluster struct {
 	t      *testing.T
 	rc     *rest.Config
+	ca     []byte
 	client kubernetes.Interface
 	board  *status.Board
+	stop   func() // of the controllers
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -62,12 +64,21 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, rc: rc, client: client, board: &status.Board{}}
+	c := &cluster{t: t, rc: rc, ca: ca, client: client, board: &status.Board{}}
+	c.stop = c.startControllers()
+	return c
+}
+
+// startControllers runs the control plane until the test ends or the function
+// it returns is called.
+func (c *cluster) startControllers() (stop func()) {
+	t := c.t
+	t.Helper()
 	control, err := controller.New(controller.Config{
-		Client:          rc,
+		Client:          c.rc,
 		PodCIDRs:        []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		ServiceCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
-		RootCA:          ca,
+		RootCA:          c.ca,
 		NodeGracePeriod: grace,
 		EvictAfter:      evict,
 		Board:           c.board,
@@ -76,8 +87,7 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	background(t, "controllers", control.Run)
-	return c
+	return background(t, "controllers", control.Run)
 }
 
 // startAPI runs our API server on a free port of loopback.
@@ -129,16 +139,19 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// background runs fn until the test ends and waits for it then.
-func background(t *testing.T, what string, fn func(context.Context) error) {
+// background runs fn until the test ends or stop is called, and waits for it
+// then.
+func background(t *testing.T, what string, fn func(context.Context) error) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- fn(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
+		start := time.Now()
 		cancel()
 		select {
 		case err := <-done:
+			t.Logf("%6.2fs %s stopped", time.Since(start).Seconds(), what)
 			if err != nil && ctx.Err() == nil {
 				t.Errorf("%s: %v", what, err)
 			}
@@ -146,6 +159,8 @@ func background(t *testing.T, what string, fn func(context.Context) error) {
 			t.Errorf("%s: does not stop", what)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // until waits for check to return "", and fails with what it last said.
@@ -485,6 +500,33 @@ func TestControlPlane(t *testing.T) {
 		})
 	})
 
+	t.Run("the controllers start anew", func(t *testing.T) {
+		before := c.names("shop", "app=web") + c.cidrs()
+		c.stop()
+		machines["n1"].cut.Store(true) // silent while nobody looks
+		c.startControllers()
+		c.until("the silent node is noticed all the same", func() string {
+			if got := nodeReady(c.node("n1")); got != corev1.ConditionUnknown {
+				return string(got)
+			}
+			return ""
+		})
+		machines["n1"].cut.Store(false)
+		c.until("all nodes Ready", func() string {
+			for n := range machines {
+				if got := nodeReady(c.node(n)); got != corev1.ConditionTrue {
+					return n + " " + string(got)
+				}
+			}
+			return ""
+		})
+		if after := c.names("shop", "app=web") + c.cidrs(); after != before {
+			t.Errorf("before %s, after %s", before, after)
+		}
+	})
+
+	t.Run("a claim gets a folder on the machine of its pod", func(t *testing.T) { c.localVolume() })
+
 	t.Run("scale and rollout", func(t *testing.T) {
 		scaled, err := apps.Deployments("shop").GetScale(ctx, "web", metav1.GetOptions{})
 		c.must(err)
@@ -509,7 +551,7 @@ func TestControlPlane(t *testing.T) {
 		}))
 		c.until("rolled out, two on each machine", func() string {
 			d, err := apps.Deployments("shop").Get(ctx, "web", metav1.GetOptions{})
-			if err != nil || d.Status.UpdatedReplicas != 6 || d.Status.Replicas != 6 || d.Status.ReadyReplicas != 6 {
+			if err != nil || d.Status.ObservedGeneration != d.Generation || d.Status.UpdatedReplicas != 6 || d.Status.Replicas != 6 || d.Status.ReadyReplicas != 6 {
 				return fmt.Sprintf("%+v %v", d.Status, err)
 			}
 			return ""
@@ -585,6 +627,19 @@ func TestControlPlane(t *testing.T) {
 			t.Errorf("the board says at the end: %s: %s", check.Name, check.Reason)
 		}
 	}
+}
+
+// cidrs of all nodes, in order of name.
+func (c *cluster) cidrs() string {
+	nodes, err := c.client.CoreV1().Nodes().List(context.Background(), metav1.ListOptions{})
+	if err != nil {
+		return err.Error()
+	}
+	out := ""
+	for _, n := range nodes.Items {
+		out += fmt.Sprint(" ", n.Name, n.Spec.PodCIDRs)
+	}
+	return out
 }
 
 func errText(err error) string {

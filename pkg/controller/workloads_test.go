@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -47,5 +48,48 @@ func (c *cluster) jobs() {
 			}
 		}
 		return fmt.Sprintf("%+v %v", j.Status, err)
+	})
+}
+
+// localVolume runs a pod with a claim of the default class, deletes the pod
+// and sees the next one go to the same machine.
+func (c *cluster) localVolume() {
+	c.t.Helper()
+	ctx := context.Background()
+	core := c.client.CoreV1()
+	_, err := core.PersistentVolumeClaims("shop").Create(ctx, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data"},
+		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}}}}, metav1.CreateOptions{})
+	c.must(err)
+	pod := template(map[string]string{"app": "disk"})
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+	place := ""
+	for _, name := range []string{"first", "second"} {
+		_, err := core.Pods("shop").Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: pod.Labels}, Spec: pod.Spec}, metav1.CreateOptions{})
+		c.must(err)
+		c.until("pod "+name+" runs", func() string {
+			p, err := core.Pods("shop").Get(ctx, name, metav1.GetOptions{})
+			if err != nil || !podReady(p) || place != "" && place != p.Spec.NodeName {
+				return fmt.Sprintf("on %q, want %q: %v %v", p.Spec.NodeName, place, p.Status.Conditions, err)
+			}
+			place = p.Spec.NodeName
+			return ""
+		})
+		c.must(core.Pods("shop").Delete(ctx, name, metav1.DeleteOptions{}))
+	}
+	claim, err := core.PersistentVolumeClaims("shop").Get(ctx, "data", metav1.GetOptions{})
+	c.must(err)
+	volume, err := core.PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
+	c.must(err)
+	if claim.Status.Phase != corev1.ClaimBound || volume.Status.Phase != corev1.VolumeBound || volume.Spec.HostPath == nil {
+		c.t.Errorf("claim %s, volume %s: %+v", claim.Status.Phase, volume.Status.Phase, volume.Spec)
+	}
+	c.must(core.PersistentVolumeClaims("shop").Delete(ctx, "data", metav1.DeleteOptions{}))
+	c.until("its volume is released, not deleted", func() string {
+		v, err := core.PersistentVolumes().Get(ctx, volume.Name, metav1.GetOptions{})
+		if err != nil || v.Status.Phase != corev1.VolumeReleased {
+			return fmt.Sprint(v.Status.Phase, err)
+		}
+		return ""
 	})
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
@@ -30,7 +29,6 @@ import (
 	"k8s.io/kubernetes/pkg/controller/endpointslice"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 	"k8s.io/kubernetes/pkg/controller/job"
-	"k8s.io/kubernetes/pkg/controller/namespace"
 	"k8s.io/kubernetes/pkg/controller/replicaset"
 	"k8s.io/kubernetes/pkg/controller/serviceaccount"
 	"k8s.io/kubernetes/pkg/controller/statefulset"
@@ -110,7 +108,6 @@ var builders = []struct {
 	{"endpointslice-controller", []schema.GroupVersionResource{slices, services, pods, nodes}, newEndpointSlice},
 	{"serviceaccount-controller", []schema.GroupVersionResource{accounts, namespaces}, newServiceAccount},
 	{"disruption-controller", []schema.GroupVersionResource{budgets, pods, replications, replicasets, deployments, statefulsets}, newDisruption},
-	{"namespace-controller", []schema.GroupVersionResource{namespaces}, newNamespace},
 	{"garbage-collector", nil, newGarbageCollector},
 }
 
@@ -219,16 +216,6 @@ func newDisruption(ctx context.Context, cfg Config, rc *rest.Config, client kube
 	c := disruption.NewDisruptionController(ctx, core.Pods(), cfg.Informers.Policy().V1().PodDisruptionBudgets(), core.ReplicationControllers(),
 		apps.ReplicaSets(), apps.Deployments(), apps.StatefulSets(), client, mapper, scales, client.Discovery())
 	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
-}
-
-func newNamespace(ctx context.Context, cfg Config, rc *rest.Config, client kubernetes.Interface) (func(context.Context), error) {
-	meta, err := metadata.NewForConfig(rc)
-	if err != nil {
-		return nil, err
-	}
-	c := namespace.NewNamespaceController(ctx, client, meta, client.Discovery().ServerPreferredNamespacedResources,
-		cfg.Informers.Core().V1().Namespaces(), 5*time.Minute, corev1.FinalizerKubernetes)
-	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
 func newGarbageCollector(ctx context.Context, cfg Config, rc *rest.Config, client kubernetes.Interface) (func(context.Context), error) {
