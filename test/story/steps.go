@@ -626,13 +626,11 @@ func (w *World) LosePower(ctx context.Context) (Loss, error) {
 	if err != nil {
 		return l, err
 	}
-	cut := time.Now()
-	if err := w.Machine("m3").PowerOff(ctx); err != nil {
-		return l, err
-	}
-	served := make(chan error, 1)
+	off, served := make(chan error, 1), make(chan error, 1)
 	replaced, cancel := context.WithCancel(ctx)
 	defer cancel()
+	cut := time.Now()
+	go func() { off <- w.Machine("m3").PowerOff(ctx) }()
 	go func() { served <- w.lastFailure(ctx, replaced, from, cut, &l.Service) }()
 	err = w.whenTrue(ctx, cut, map[*time.Duration]func(context.Context) error{
 		&l.Slice:    func(ctx context.Context) error { return w.noEndpointOn(ctx, "web", "m3") },
@@ -641,7 +639,7 @@ func (w *World) LosePower(ctx context.Context) (Loss, error) {
 		&l.Replaced: func(ctx context.Context) error { return w.readyElsewhere(ctx, "web", 3, "m3") },
 	})
 	cancel()
-	return l, errors.Join(err, <-served)
+	return l, errors.Join(err, <-served, <-off)
 }
 
 // whenTrue waits for each of several things at once and notes when it came.
