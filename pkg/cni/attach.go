@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -166,6 +167,9 @@ func setSysctls(all []sysctl) error {
 	return nil
 }
 
+// errNameTaken: there is an interface of that name, on the host or in the pod.
+var errNameTaken = errors.New("interface exists")
+
 // attach makes the kernel hold a. host is a socket in the host's namespace.
 // What it leaves behind when it ends early is the host's link, or nothing.
 func (a *attachment) attach(host *rtnl.Conn, ns *netns) error {
@@ -179,7 +183,9 @@ func (a *attachment) attach(host *rtnl.Conn, ns *netns) error {
 		if a.defaults, err = missingDefaults(pod, a.addresses); err != nil {
 			return err
 		}
-		if err := host.Do(a.veth(int(ns.f.Fd()))); err != nil {
+		if err := host.Do(a.veth(int(ns.f.Fd()))); errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("%w: %w", errNameTaken, err)
+		} else if err != nil {
 			return err
 		}
 		link, err := pod.Link(a.podLink)

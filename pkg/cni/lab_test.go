@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -190,7 +191,9 @@ func rt(id, netns string) *libcni.RuntimeConf {
 
 func (l *lab) add(r *libcni.RuntimeConf) (*types100.Result, error) {
 	l.mustBeHost()
-	result, err := l.cni.AddNetworkList(context.Background(), l.list, r)
+	ctx, stop := bounded()
+	defer stop()
+	result, err := l.cni.AddNetworkList(ctx, l.list, r)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +211,9 @@ func (l *lab) mustAdd(r *libcni.RuntimeConf) *types100.Result {
 
 func (l *lab) del(r *libcni.RuntimeConf) error {
 	l.mustBeHost()
-	return l.cni.DelNetworkList(context.Background(), l.list, r)
+	ctx, stop := bounded()
+	defer stop()
+	return l.cni.DelNetworkList(ctx, l.list, r)
 }
 
 func (l *lab) mustDel(r *libcni.RuntimeConf) {
@@ -220,7 +225,14 @@ func (l *lab) mustDel(r *libcni.RuntimeConf) {
 
 func (l *lab) check(r *libcni.RuntimeConf) error {
 	l.mustBeHost()
-	return l.cni.CheckNetworkList(context.Background(), l.list, r)
+	ctx, stop := bounded()
+	defer stop()
+	return l.cni.CheckNetworkList(ctx, l.list, r)
+}
+
+// bounded ends a plugin that would never end, a minute after any that does.
+func bounded() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), time.Minute)
 }
 
 func addresses(r *types100.Result) string {
@@ -283,7 +295,9 @@ func wantCode(t *testing.T, err error, code uint, word string) {
 func (l *lab) raw(env []string, stdin string) (stdout string, code int) {
 	l.t.Helper()
 	l.mustBeHost()
-	cmd := exec.Command(filepath.Join(l.binDir, PluginType))
+	ctx, stop := bounded()
+	defer stop()
+	cmd := exec.CommandContext(ctx, filepath.Join(l.binDir, PluginType))
 	cmd.Env = append([]string{"CNI_PATH=" + l.binDir}, env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()

@@ -181,9 +181,9 @@ func (c *conf) request(cmd *skel.CmdArgs) (q request, mac rtnl.MAC, err error) {
 // attach makes the kernel hold a. What an earlier DEL left to die with its
 // namespace may still be in the way, on the host or in the pod.
 func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns) error {
-	for {
+	for range maxTries {
 		err := a.attach(host, ns)
-		if !errors.Is(err, unix.EEXIST) {
+		if !errors.Is(err, errNameTaken) {
 			return err
 		}
 		link, lookErr := a.inTheWay(host, ns)
@@ -201,6 +201,7 @@ func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns) error {
 			return err
 		}
 	}
+	return errBusy
 }
 
 // inTheWay names our link whose presence keeps a from being made, or none.
@@ -316,8 +317,7 @@ func ipNet(p netip.Prefix) net.IPNet {
 	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// maxTries bounds how often DEL looks again for a record that others change
-// under its hands.
+// maxTries bounds how often something is done again that others undo.
 const maxTries = 10
 
 // del detaches a pod. Everything may be missing already.

@@ -1,0 +1,118 @@
+package cni
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestConflist(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "net.d", "10-meshd.conflist")
+	n := Network{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}, MTU: 1420}
+	changes := func(want bool) {
+		t.Helper()
+		if changed, err := WriteConflist(path, n); err != nil || changed != want {
+			t.Errorf("changed %v, %v; want %v", changed, err, want)
+		}
+	}
+	changes(true)
+	changes(false)
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{
+  "cniVersion": "1.0.0",
+  "cniVersions": [
+    "0.4.0",
+    "1.0.0",
+    "1.1.0"
+  ],
+  "name": "meshd",
+  "plugins": [
+    {
+      "type": "mesh",
+      "ranges": [
+        "10.244.1.0/24",
+        "fd00:10:244:1::/64"
+      ],
+      "mtu": 1420,
+      "dataDir": "/var/lib/meshd/cni",
+      "capabilities": {
+        "ips": true,
+        "mac": true
+      }
+    }
+  ]
+}
+`
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if list, err := libcni.NetworkConfFromFile(path); err != nil || list.CNIVersion != "1.1.0" {
+		t.Errorf("libcni reads %+v, %v", list, err)
+	}
+	n.MTU = 1400
+	changes(true)
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("beside the conflist: %v, %v", entries, err)
+	}
+}
+
+func TestConflistRefusesNonsense(t *testing.T) {
+	cidr := []netip.Prefix{netip.MustParsePrefix("fd00::/64")}
+	for want, n := range map[string]Network{
+		"no pod CIDR":   {},
+		"10.0.0.0/8":    {PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}},
+		"want 1280":     {PodCIDRs: cidr, MTU: 1200},
+		"absolute path": {PodCIDRs: cidr, DataDir: "x"},
+	} {
+		path := filepath.Join(t.TempDir(), "x.conflist")
+		if changed, err := WriteConflist(path, n); err == nil || changed || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+		if _, err := os.Stat(path); err == nil {
+			t.Error("wrote it all the same")
+		}
+	}
+}
+
+func TestInstall(t *testing.T) {
+	src, dir := filepath.Join(t.TempDir(), "built"), filepath.Join(t.TempDir(), "opt", "cni", "bin")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(src, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install := func(want bool) {
+		t.Helper()
+		if changed, err := Install(src, dir); err != nil || changed != want {
+			t.Errorf("changed %v, %v; want %v", changed, err, want)
+		}
+	}
+	write("one")
+	install(true)
+	install(false)
+	write("two")
+	install(true)
+	got, err := os.ReadFile(filepath.Join(dir, "mesh"))
+	if err != nil || string(got) != "two" {
+		t.Errorf("installed %q, %v", got, err)
+	}
+	if st, err := os.Stat(filepath.Join(dir, "mesh")); err != nil || st.Mode().Perm() != 0o755 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	if err := os.Remove(src); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Install(src, dir); err == nil {
+		t.Error("installed nothing without an error")
+	}
+}

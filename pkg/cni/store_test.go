@@ -1,0 +1,244 @@
+package cni
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func testRequest(id string) request {
+	return request{
+		ranges:     []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
+		quarantine: 10 * time.Second,
+		record: Record{ContainerID: id, IfName: "eth0", Netns: "/run/netns/" + id, BootID: "boot-a",
+			Pod: PodRef{Namespace: "default", Name: id}, HostLink: HostLink(id, "eth0"), MAC: "0e:00:00:00:00:01"},
+	}
+}
+
+func mustReserve(t *testing.T, s store, q request) (*held, Record) {
+	t.Helper()
+	h, r, _, err := s.reserve(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, r
+}
+
+func TestARecordSurvivesItsWriter(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(dir, "meshd")
+	h, want := mustReserve(t, s, testRequest("web"))
+	h.release()
+	pods, err := Pods(dir)
+	if err != nil || len(pods) != 1 {
+		t.Fatalf("Pods: %v, %v", pods, err)
+	}
+	got := pods[0]
+	if got.Checksum == "" || got.Network != "meshd" {
+		t.Errorf("read %+v", got)
+	}
+	got.Checksum = ""
+	if got.sum() != want.sum() {
+		t.Errorf("read %+v, wrote %+v", got, want)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "meshd", "10.244.1.2,fd00:10:244:1::2,eth0,web")); err != nil {
+		t.Errorf("the file's name does not say what it is: %v", err)
+	}
+}
+
+func TestOneAtWorkOnAnAttachment(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	h, r := mustReserve(t, s, testRequest("web"))
+	if _, _, _, err := s.reserve(testRequest("web")); !errors.Is(err, errBusy) {
+		t.Errorf("a second ADD beside the first: %v, want busy", err)
+	}
+	if _, err := s.hold(r.name(), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, errBusy) {
+		t.Errorf("hold: %v, want busy", err)
+	}
+	h.release()
+	h, _, _, err := s.reserve(testRequest("web"))
+	if !errors.Is(err, errExists) {
+		t.Fatalf("a second ADD after the first: %v, want exists", err)
+	}
+	if err := h.free(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.hold(r.name(), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, errGone) {
+		t.Errorf("hold after free: %v, want gone", err)
+	}
+}
+
+func TestAnotherBootVoidsRecords(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	h, first := mustReserve(t, s, testRequest("old"))
+	h.release()
+	h, _ = mustReserve(t, s, testRequest("older"))
+	if err := h.free(); err != nil {
+		t.Fatal(err)
+	}
+	h.release()
+	h, broken := mustReserve(t, s, testRequest("broken"))
+	h.release()
+	if err := os.Truncate(s.path(broken.name().String()), 10); err != nil {
+		t.Fatal(err)
+	}
+	q := testRequest("new")
+	q.record.BootID = "boot-b"
+	h, r := mustReserve(t, s, q)
+	h.release()
+	if !slices.Equal(r.Addresses, first.Addresses) {
+		t.Errorf("addresses %v, want the first ones %v again", r.Addresses, first.Addresses)
+	}
+	names, _, err := s.names()
+	if err != nil || len(names) != 2 {
+		t.Fatalf("records %v, %v; want the new one and the corrupt one", names, err)
+	}
+	for _, n := range names {
+		if n.containerID != "new" && !n.corrupt {
+			t.Errorf("left of the old boot: %s", n)
+		}
+	}
+	if files, _, _ := s.freed(); len(files) != 0 {
+		t.Errorf("freed in the old boot: %v", files)
+	}
+}
+
+func TestLeftoversOfDeadWriters(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	h, _ := mustReserve(t, s, testRequest("a"))
+	h.release()
+	stale := s.path(tempPrefix + "4711")
+	if err := os.WriteFile(stale, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Files of other people are none of ours.
+	if err := os.WriteFile(s.path("README"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h, r := mustReserve(t, s, testRequest("b"))
+	h.release()
+	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half a record is still there: %v", err)
+	}
+	if _, err := os.Stat(s.path("README")); err != nil {
+		t.Error(err)
+	}
+	if got := r.Addresses[0].String(); got != "10.244.1.3" {
+		t.Errorf("address %s", got)
+	}
+}
+
+func TestFreedIsBounded(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	q := testRequest("web")
+	q.ranges = q.ranges[1:]
+	for range maxFreed + 20 {
+		h, _, err := s.mustReserveFast(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.free(); err != nil {
+			t.Fatal(err)
+		}
+		h.release()
+	}
+	if files, _, err := s.freed(); err != nil || len(files) > maxFreed+1 {
+		t.Errorf("%d files, %v; want at most %d", len(files), err, maxFreed+1)
+	}
+}
+
+// mustReserveFast is reserve without the disk's wait.
+func (s store) mustReserveFast(q request) (*held, Record, error) {
+	h, r, _, err := s.reserveUnsynced(q)
+	return h, r, err
+}
+
+func TestDamagedRecordsAreNotTrusted(t *testing.T) {
+	good := Record{ContainerID: "web", IfName: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, BootID: "b", Since: time.Unix(1, 0).UTC()}
+	text := good.encode()
+	if _, err := decodeRecord(good.name(), text); err != nil {
+		t.Fatal(err)
+	}
+	other := good
+	other.ContainerID = "other"
+	for name, damaged := range map[string][]byte{
+		"empty":              nil,
+		"truncated":          text[:len(text)/2],
+		"one bit":            flip(text, 40),
+		"another's":          other.encode(),
+		"zeroes":             make([]byte, len(text)),
+		"no checksum":        []byte(strings.Replace(string(text), good.sum(), "", 1)),
+		"a field too many":   []byte(strings.Replace(string(text), "{", `{"x":1,`, 1)),
+		"an address changed": []byte(strings.Replace(string(text), "10.244.1.2", "10.244.1.3", 1)),
+	} {
+		if r, err := decodeRecord(good.name(), damaged); !errors.Is(err, errCorrupt) {
+			t.Errorf("%s: %+v, %v; want corrupt", name, r, err)
+		}
+	}
+}
+
+func flip(text []byte, at int) []byte {
+	out := slices.Clone(text)
+	out[at] ^= 1
+	return out
+}
+
+func TestRecordNames(t *testing.T) {
+	for _, n := range []recordName{
+		{addresses: addrs("10.244.1.5"), ifName: "eth0", containerID: "abc"},
+		{addresses: addrs("10.244.1.5", "fd00::5"), ifName: "eth0", containerID: "abc"},
+		{addresses: addrs("fd00::5"), ifName: "a,b%2C", containerID: "a.b-c_d"},
+		{addresses: addrs("10.244.1.5"), ifName: "10.0.0.1", containerID: "abc", corrupt: true},
+	} {
+		got, ok := parseRecordName(n.String())
+		if !ok || got.String() != n.String() || got.ifName != n.ifName || got.corrupt != n.corrupt {
+			t.Errorf("%s read as %+v, %v", n, got, ok)
+		}
+	}
+	for _, file := range []string{"", "lock", "boot", "freed", ".tmp-1", "10.244.1.5", "10.244.1.5,eth0", "x,eth0,abc", "10.244.1.5,,abc", "1.1.1.1,2.2.2.2,3.3.3.3,eth0,abc"} {
+		if n, ok := parseRecordName(file); ok {
+			t.Errorf("%q is no record, read as %+v", file, n)
+		}
+	}
+}
+
+func addrs(s ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range s {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+func FuzzRecord(f *testing.F) {
+	good := Record{ContainerID: "web", IfName: "eth0", Addresses: addrs("10.244.1.2", "fd00::2"), Since: time.Unix(1, 0).UTC()}
+	f.Add(good.name().String(), good.encode())
+	f.Add("10.244.1.5,a%2Cb,c.corrupt", []byte("{}"))
+	f.Add("", []byte("null"))
+	f.Fuzz(func(t *testing.T, file string, text []byte) {
+		n, ok := parseRecordName(file)
+		if !ok {
+			return
+		}
+		if again, ok := parseRecordName(n.String()); !ok || again.String() != n.String() {
+			t.Errorf("%q read as %s, then as %s", file, n, again)
+		}
+		r, err := decodeRecord(n, text)
+		if err != nil {
+			if !errors.Is(err, errCorrupt) {
+				t.Errorf("error %v is not errCorrupt", err)
+			}
+			return
+		}
+		if r.name().String() != strings.TrimSuffix(n.String(), corruptSuffix) {
+			t.Errorf("took a record of %s for one of %s", r.name(), n)
+		}
+	})
+}
