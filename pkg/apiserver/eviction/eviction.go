@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/util/dryrun"
 	"k8s.io/client-go/util/retry"
@@ -150,8 +151,19 @@ func (r *REST) evict(ctx context.Context, name string, del *metav1.DeleteOptions
 }
 
 func (r *REST) delete(ctx context.Context, name string, del *metav1.DeleteOptions) error {
+	ctx = about(ctx, request.RequestInfo{Verb: "delete", APIVersion: "v1", Resource: "pods", Name: name})
 	_, _, err := r.cfg.Pods.Delete(ctx, name, rest.ValidateAllObjectFunc, del)
 	return err
+}
+
+// about is ctx for another object of the namespace: validation and errors of a
+// store look there for what the request is about.
+func about(ctx context.Context, info request.RequestInfo) context.Context {
+	info.IsResourceRequest, info.APIPrefix, info.Namespace = true, "apis", request.NamespaceValue(ctx)
+	if info.APIGroup == "" {
+		info.APIPrefix = "api"
+	}
+	return request.WithRequestInfo(ctx, &info)
 }
 
 // matches holds the client's preconditions against the pod before a budget is
@@ -181,6 +193,7 @@ func noDisruption(pod *corev1.Pod) bool {
 
 // budgetOf finds the one budget that covers the pod; nil if there is none.
 func (r *REST) budgetOf(ctx context.Context, pod *corev1.Pod) (*policyv1.PodDisruptionBudget, error) {
+	ctx = about(ctx, request.RequestInfo{Verb: "list", APIGroup: policyv1.GroupName, APIVersion: "v1", Resource: "poddisruptionbudgets"})
 	obj, err := r.cfg.Budgets.List(ctx, &internalversion.ListOptions{})
 	if err != nil {
 		return nil, err
@@ -241,6 +254,8 @@ func (r *REST) charge(ctx context.Context, pdb *policyv1.PodDisruptionBudget, po
 	if dryrun.IsDryRun(dryRun) {
 		return nil
 	}
+	ctx = about(ctx, request.RequestInfo{Verb: "update", APIGroup: policyv1.GroupName, APIVersion: "v1",
+		Resource: "poddisruptionbudgets", Subresource: "status", Name: pdb.Name})
 	// The resource version of what was read makes this conditional.
 	_, _, err := r.cfg.BudgetStatus.Update(ctx, pdb.Name, rest.DefaultUpdatedObjectInfo(pdb),
 		rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{})

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 )
 
@@ -69,6 +70,9 @@ func (s *store) List(context.Context, *internalversion.ListOptions) (runtime.Obj
 func (s *store) Update(ctx context.Context, name string, info rest.UpdatedObjectInfo, _ rest.ValidateObjectFunc, _ rest.ValidateObjectUpdateFunc, _ bool, _ *metav1.UpdateOptions) (runtime.Object, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if i, _ := request.RequestInfoFrom(ctx); i == nil || i.APIGroup != "policy" || i.Subresource != "status" {
+		return nil, false, fmt.Errorf("the request info is about %+v, validation of a budget needs its group", i)
+	}
 	old := s.pdbs[name]
 	obj, err := info.UpdatedObject(ctx, old)
 	if err != nil {
