@@ -25,6 +25,8 @@ type Options struct {
 	PathMTU func(netip.Addr) int
 	// LinkMTU of the underlay, for when there is no peer.
 	LinkMTU int
+
+	memo *memo
 }
 
 // Wish is what the kernel of one node shall look like.
@@ -230,49 +232,88 @@ func (c *computation) addFirewall(state *mesh.State) {
 		return
 	}
 	f.ServiceCIDRs = c.opts.ServiceCIDRs
-	for _, s := range state.Services {
-		c.addService(f, s)
-	}
+	f.Groups = c.opts.memo.groups(state.Services, func(s *mesh.Service) *firewall.Group { return groupOf(s, c.self) })
 }
 
-func (c *computation) addService(f *firewall.Config, s *mesh.Service) {
-	if len(s.ClusterIPs) == 0 {
-		return
+// memo keeps the groups of services that did not change, which a State says
+// by keeping their pointers. A nil memo keeps nothing.
+type memo struct {
+	services []*mesh.Service
+	made     []*firewall.Group
+}
+
+func (m *memo) groups(services []*mesh.Service, of func(*mesh.Service) *firewall.Group) []*firewall.Group {
+	var old memo
+	if m != nil {
+		old = *m
 	}
-	usable := c.usable(s)
+	made := make([]*firewall.Group, len(services))
+	same := func(i, j int) bool {
+		if services[i] != old.services[j] {
+			return false
+		}
+		made[i] = old.made[j]
+		return true
+	}
+	from, to, oldTo := 0, len(services), len(old.services)
+	for from < min(to, oldTo) && same(from, from) {
+		from++
+	}
+	for to > from && oldTo > from && same(to-1, oldTo-1) {
+		to, oldTo = to-1, oldTo-1
+	}
+	rest := make(map[*mesh.Service]*firewall.Group, oldTo-from)
+	for j := from; j < oldTo; j++ {
+		rest[old.services[j]] = old.made[j]
+	}
+	for i := from; i < to; i++ {
+		if made[i] = rest[services[i]]; made[i] == nil {
+			made[i] = of(services[i])
+		}
+	}
+	if m != nil {
+		*m = memo{services, made}
+	}
+	return made
+}
+
+// groupOf a service: what stands for it on this node.
+func groupOf(s *mesh.Service, self string) *firewall.Group {
+	g := &firewall.Group{}
+	if len(s.ClusterIPs) == 0 {
+		return g
+	}
+	usable := usableOf(s, self)
 	for _, port := range s.Ports {
 		backends := targets(usable, port)
 		for _, ip := range s.ClusterIPs {
-			f.Services = append(f.Services, firewall.Service{
-				Addr: ip, Protocol: port.Protocol, Port: port.Port, Sticky: s.AffinityTimeout > 0,
-				Endpoints: sameFamily(backends, ip),
-			})
-			if port.NodePort != 0 {
-				any := netip.IPv4Unspecified()
-				if ip.Is6() {
-					any = netip.IPv6Unspecified()
-				}
-				f.Services = append(f.Services, firewall.Service{
-					Addr: any, Protocol: port.Protocol, Port: port.NodePort, Sticky: s.AffinityTimeout > 0,
-					Endpoints: sameFamily(backends, ip),
-				})
+			add := func(addr netip.Addr, number uint16) {
+				g.Services = append(g.Services, firewall.Service{
+					Addr: addr, Protocol: port.Protocol, Port: number, Sticky: s.AffinityTimeout > 0, Endpoints: sameFamily(backends, ip)})
+			}
+			add(ip, port.Port)
+			if port.NodePort != 0 && ip.Is4() {
+				add(netip.IPv4Unspecified(), port.NodePort)
+			} else if port.NodePort != 0 {
+				add(netip.IPv6Unspecified(), port.NodePort)
 			}
 		}
 	}
 	for _, e := range usable {
-		if e.Node == c.self {
-			f.Local = append(f.Local, e.Addr)
+		if e.Node == self {
+			g.Local = append(g.Local, e.Addr)
 		}
 	}
+	return g
 }
 
-// usable endpoints are the ready ones; without any, those that still answer
+// usableOf lists the endpoints to use: the ready ones; without any, those that still answer
 // while they terminate (KEP-1669). internalTrafficPolicy Local takes only
 // this node's, and none of them means the service is refused here.
-func (c *computation) usable(s *mesh.Service) []mesh.Endpoint {
+func usableOf(s *mesh.Service, self string) []mesh.Endpoint {
 	var ready, serving []mesh.Endpoint
 	for _, e := range s.Endpoints {
-		if s.LocalOnly && e.Node != c.self {
+		if s.LocalOnly && e.Node != self {
 			continue
 		}
 		switch {

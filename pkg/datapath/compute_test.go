@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"meshd.dev/pkg/datapath/firewall"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
 )
@@ -48,15 +49,17 @@ func (w Wish) text() string {
 	}
 	line("floor %v", w.Route.Floor)
 	line("cluster %v", w.Firewall.Cluster)
-	for _, s := range w.Firewall.Services {
-		sticky := ""
-		if s.Sticky {
-			sticky = "sticky "
+	for _, g := range w.Firewall.Groups {
+		for _, s := range g.Services {
+			sticky := ""
+			if s.Sticky {
+				sticky = "sticky "
+			}
+			line("service %s %s %d %s-> %v", s.Addr, s.Protocol, s.Port, sticky, s.Endpoints)
 		}
-		line("service %s %s %d %s-> %v", s.Addr, s.Protocol, s.Port, sticky, s.Endpoints)
-	}
-	if len(w.Firewall.Local) > 0 {
-		line("local %v", w.Firewall.Local)
+		if len(g.Local) > 0 {
+			line("local %v", g.Local)
+		}
 	}
 	for _, p := range w.Problems {
 		line("problem %s: %s", p.Node, p.Reason)
@@ -142,6 +145,24 @@ func TestCompute(t *testing.T) {
 			}
 			golden(t, c.name, w.text())
 		})
+	}
+}
+
+func TestServicesThatDidNotChangeKeepTheirGroup(t *testing.T) {
+	var m memo
+	a, b, c, d := &mesh.Service{Name: "a"}, &mesh.Service{Name: "b"}, &mesh.Service{Name: "c"}, &mesh.Service{Name: "d"}
+	made := map[*mesh.Service]*firewall.Group{}
+	for _, list := range [][]*mesh.Service{{}, {a, b, c}, {a, b, c}, {b, c}, {a, b, c, d}, {a, d}, {d, a, b}, {c, b, a}, {}} {
+		got := m.groups(list, func(*mesh.Service) *firewall.Group { return &firewall.Group{} })
+		for i, s := range list {
+			if old, ok := made[s]; ok && old != got[i] {
+				t.Errorf("%v: service %s has another group", list, s.Name)
+			}
+		}
+		clear(made)
+		for i, s := range list {
+			made[s] = got[i]
+		}
 	}
 }
 

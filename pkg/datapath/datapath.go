@@ -107,6 +107,7 @@ type Datapath struct {
 	tunnels  tunnels
 
 	// Of the loop alone.
+	memo     memo
 	told     Network
 	toldOnce bool
 	checks   map[string]bool // tunnel checks on the board
@@ -161,7 +162,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 // Plan lists what Run would do now, as the commands a person would type.
 // Nothing changes.
 func (d *Datapath) Plan() ([]string, error) {
-	wish, err := d.wish()
+	wish, err := d.wish(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +175,7 @@ func (d *Datapath) Plan() ([]string, error) {
 // errNoState: nothing may be decided, least of all what to remove.
 var errNoState = errors.New("the state of the cluster is not known yet")
 
-func (d *Datapath) wish() (Wish, error) {
+func (d *Datapath) wish(m *memo) (Wish, error) {
 	state := d.cfg.Source.State()
 	if state == nil {
 		return Wish{}, errNoState
@@ -184,13 +185,14 @@ func (d *Datapath) wish() (Wish, error) {
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device),
+		memo:    m,
 	})
 }
 
 // apply is one round. The parts do not wait for each other's success, except
 // that nothing is announced before all stand.
 func (d *Datapath) apply(ctx context.Context) error {
-	wish, err := d.wish()
+	wish, err := d.wish(&d.memo)
 	if errors.Is(err, errNoState) {
 		d.cfg.Board.Fail("datapath/state", err.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick

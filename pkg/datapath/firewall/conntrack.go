@@ -78,7 +78,7 @@ func touchedBy(ops []op) []netip.AddrPort {
 
 func udpServices(cfg Config) []netip.AddrPort {
 	var list []netip.AddrPort
-	for _, s := range cfg.Services {
+	for s := range cfg.services {
 		if s.Protocol == mesh.UDP && !s.Addr.IsUnspecified() {
 			list = append(list, netip.AddrPortFrom(s.Addr, s.Port))
 		}
@@ -88,7 +88,7 @@ func udpServices(cfg Config) []netip.AddrPort {
 
 func currentTargets(cfg Config) flows {
 	m := flows{}
-	for _, s := range cfg.Services {
+	for s := range cfg.services {
 		if s.Protocol == mesh.UDP {
 			m[netip.AddrPortFrom(s.Addr, s.Port)] = s.Endpoints
 		}

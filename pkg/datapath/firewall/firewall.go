@@ -36,10 +36,29 @@ type Config struct {
 	Cluster []netip.Prefix
 	// ServiceCIDRs are refused where no service takes the packet.
 	ServiceCIDRs []netip.Prefix
-	Services     []Service
-	// Local are the endpoints of services on this node: pods that may reach
-	// themselves through a service.
+	// Groups of services, in a stable order. One that did not change keeps
+	// its pointer: that is how a change costs what changed, not what there is.
+	Groups []*Group
+}
+
+// Group is what belongs together and changes together: all that one
+// Kubernetes service stands for. Immutable.
+type Group struct {
+	Services []Service
+	// Local are the endpoints on this node: pods that may reach themselves
+	// through a service.
 	Local []netip.Addr
+}
+
+// services of all groups.
+func (c Config) services(yield func(Service) bool) {
+	for _, g := range c.Groups {
+		for _, s := range g.Services {
+			if !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // Service is one address and port that stands for Endpoints.
@@ -64,6 +83,8 @@ type Table struct {
 	// it is good as long as the generation is the same.
 	known *table
 	gen   uint32
+	// last is the wish that became known, when it was ours.
+	last *wish
 	// flows are those to look for again, and when.
 	flows   flows
 	again   time.Time
@@ -83,66 +104,103 @@ func New(log *slog.Logger) *Table {
 func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	want := wish(cfg)
-	have, gen, err := t.current()
+	gen, err := t.refresh()
 	if err != nil {
 		return again, err
 	}
-	ops := diff(want, have)
+	want, ops, err := t.changes(cfg)
+	if err != nil {
+		return again, err
+	}
 	if len(ops) > 0 {
-		t.known = nil
-		if err := commit(ops, want); err != nil {
+		t.known, t.last = nil, nil // until it is known how this ends
+		if err := commit(ops, want.table); err != nil {
 			return again, fmt.Errorf("commit %d changes, the first: %s: %w", len(ops), ops[0], err)
 		}
-		for _, op := range ops {
-			t.log.Debug("firewall", "did", op.String())
+		t.report(ops)
+		now, err := generation()
+		if err != nil {
+			return again, err
 		}
-		t.log.Info("firewall", "changes", len(ops), "first", ops[0].String())
-		if now, err := generation(); err == nil && now == gen+1 { // nobody else's change came between
-			t.known, t.gen = want, now
+		if now == gen+1 { // nobody else's change came between
+			t.known, t.gen, t.last = want.table, now, want
 		}
+	} else {
+		t.known, t.last = want.table, want
 	}
 	return t.again, t.sweep(cfg, ops)
+}
+
+// changes from what is known to cfg. When the last wish is still true, only
+// groups that differ are looked at.
+func (t *Table) changes(cfg Config) (*wish, []op, error) {
+	if t.last != nil && t.last.canFollow(cfg) {
+		ops := t.last.follow(cfg)
+		if !t.last.contested {
+			return t.last, ops, nil
+		}
+		t.known, t.last = nil, nil // the two share a table, which is half changed now
+		if _, err := t.refresh(); err != nil {
+			return nil, nil, err
+		}
+	}
+	want := newWish(cfg)
+	return want, diff(want.table, t.known), nil
+}
+
+func (t *Table) report(ops []op) {
+	for _, op := range ops {
+		if t.log.Enabled(context.Background(), slog.LevelDebug) {
+			t.log.Debug("firewall", "did", op.String())
+		}
+	}
+	t.log.Info("firewall", "changes", len(ops), "first", short(ops[0].String()))
+}
+
+func short(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "..."
+	}
+	return s
 }
 
 // Plan lists what Apply would do.
 func (t *Table) Plan(cfg Config) ([]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	have, _, err := t.current()
-	if err != nil {
+	if _, err := t.refresh(); err != nil {
 		return nil, err
 	}
 	var lines []string
-	for _, op := range diff(wish(cfg), have) {
+	for _, op := range diff(newWish(cfg).table, t.known) {
 		lines = append(lines, op.String())
 	}
 	return lines, nil
 }
 
-// current is the table in the kernel, read only when the kernel's generation
-// says that it may have changed.
-func (t *Table) current() (*table, uint32, error) {
+// refresh makes known true: the table is read only when the kernel's
+// generation says that it may have changed.
+func (t *Table) refresh() (gen uint32, err error) {
 	for try := 0; ; try++ {
-		gen, err := generation()
-		if err != nil {
-			return nil, 0, err
+		if gen, err = generation(); err != nil {
+			return 0, err
 		}
 		if t.known != nil && t.gen == gen {
-			return t.known, gen, nil
+			return gen, nil
 		}
+		t.last = nil
 		have, err := read()
 		after, err2 := generation()
 		if err2 != nil {
-			return nil, 0, err2
+			return 0, err2
 		}
 		if after != gen && try < 10 {
 			continue // changed while we read
 		}
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		t.known, t.gen = have, gen
-		return have, gen, nil
+		return gen, nil
 	}
 }

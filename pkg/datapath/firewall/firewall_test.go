@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,16 +26,24 @@ func config() Config {
 		MeshAddrs:    []netip.Addr{a("10.244.1.1"), a("fd00:10:244:1::1")},
 		Cluster:      []netip.Prefix{p("10.244.0.0/16"), p("fd00:10:244::/48")},
 		ServiceCIDRs: []netip.Prefix{p("10.96.0.0/16")},
-		Services: []Service{
+		Groups: groups([]Service{
 			{Addr: a("10.96.0.1"), Protocol: mesh.TCP, Port: 443, Endpoints: []netip.AddrPort{ap("192.0.2.1:6443")}},
 			{Addr: a("10.96.0.10"), Protocol: mesh.UDP, Port: 53, Endpoints: []netip.AddrPort{ap("10.244.1.2:5353"), ap("10.244.2.2:5353")}},
 			{Addr: a("fd00:10:96::10"), Protocol: mesh.UDP, Port: 53, Endpoints: []netip.AddrPort{ap("[fd00:10:244:1::2]:5353")}},
 			{Addr: a("10.96.0.11"), Protocol: mesh.SCTP, Port: 9, Sticky: true, Endpoints: []netip.AddrPort{ap("10.244.1.2:9"), ap("10.244.2.2:9")}},
 			{Addr: a("0.0.0.0"), Protocol: mesh.TCP, Port: 30080, Endpoints: []netip.AddrPort{ap("10.244.1.2:80")}},
 			{Addr: a("10.96.0.12"), Protocol: mesh.TCP, Port: 80},
-		},
-		Local: []netip.Addr{a("10.244.1.2"), a("fd00:10:244:1::2")},
+		}, a("10.244.1.2"), a("fd00:10:244:1::2")),
 	}
+}
+
+// groups, one a service, and one for the local endpoints.
+func groups(services []Service, local ...netip.Addr) []*Group {
+	list := []*Group{{Local: local}}
+	for _, s := range services {
+		list = append(list, &Group{Services: []Service{s}})
+	}
+	return list
 }
 
 // apply with a Table that knows nothing, and see that a second one has
@@ -88,8 +97,9 @@ func TestPlanReadsLikeCommands(t *testing.T) {
 	testns.New(t)
 	apply(t, config())
 	cfg := config()
-	cfg.Services[1].Endpoints = append(cfg.Services[1].Endpoints, netip.MustParseAddrPort("10.244.3.2:5353"))
-	cfg.Services = append(cfg.Services[:3], cfg.Services[4:]...)
+	dns := cfg.Groups[2].Services[0]
+	dns.Endpoints = append(dns.Endpoints, netip.MustParseAddrPort("10.244.3.2:5353"))
+	cfg.Groups = append(cfg.Groups[:2:2], &Group{Services: []Service{dns}}, cfg.Groups[3], cfg.Groups[5], cfg.Groups[6])
 	cfg.Cluster = append(cfg.Cluster, netip.MustParsePrefix("10.245.0.0/24"))
 	plan, err := New(nil).Plan(cfg)
 	if err != nil {
@@ -164,33 +174,57 @@ func TestMess(t *testing.T) {
 	}
 }
 
-// Any configuration is reached from any other.
+// Any configuration is reached from any other, by one that remembers the last
+// as the daemon does; the rules as read say so.
 func TestFromAnyToAny(t *testing.T) {
 	testns.New(t)
-	table := New(nil) // one that remembers, as in the daemon
-	for seed := range uint64(12) {
+	table, fresh := New(nil), New(nil)
+	cfg := config()
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 3))
-		cfg := config()
-		cfg.Services = nil
-		for i := range r.IntN(40) {
-			s := Service{Addr: netip.AddrFrom4([4]byte{10, 96, 1, byte(r.IntN(20))}), Port: uint16(1 + r.IntN(3)), Protocol: mesh.TCP, Sticky: i%3 == 0}
-			for j := range r.IntN(5) {
-				s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(j), byte(r.IntN(9))}), 80))
+		if seed%10 == 9 { // something fixed changes
+			cfg.Cluster = config().Cluster[:1:1]
+			for range r.IntN(4) {
+				cfg.Cluster = append(cfg.Cluster, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(200 + r.IntN(5)), 0, 0}), 16))
 			}
-			cfg.Services = append(cfg.Services, s)
 		}
-		for range r.IntN(4) {
-			cfg.Cluster = append(cfg.Cluster, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(200 + r.IntN(5)), 0, 0}), 16))
+		next := slices.Clone(cfg.Groups)
+		for range r.IntN(6) {
+			i := r.IntN(len(next) + 1)
+			if i < len(next) && r.IntN(2) == 0 {
+				next = slices.Delete(next, i, i+1)
+			} else {
+				next = slices.Insert(next, i, randomGroup(r, seed))
+			}
 		}
-		cfg.Local = cfg.Local[:r.IntN(3)]
+		cfg.Groups = next
 		if _, err := table.Apply(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}
-		plan, err := New(nil).Plan(cfg) // sees with its own eyes
+		fresh.known = nil // sees with its own eyes
+		plan, err := fresh.Plan(cfg)
 		if err != nil || len(plan) > 0 {
 			t.Fatalf("seed %d: left to do: %q, %v", seed, plan, err)
 		}
 	}
+}
+
+// randomGroup: the addresses are few, so that services clash now and then.
+func randomGroup(r *rand.Rand, seed uint64) *Group {
+	g := &Group{}
+	for range 1 + r.IntN(3) {
+		s := Service{Addr: netip.AddrFrom4([4]byte{10, 96, byte(seed), byte(r.IntN(4))}), Port: uint16(1 + r.IntN(2)), Protocol: mesh.TCP, Sticky: r.IntN(3) == 0}
+		if r.IntN(4) > 0 {
+			s.Addr = netip.AddrFrom4([4]byte{10, 96, byte(r.Uint32()), byte(r.Uint32())})
+		}
+		for j := range r.IntN(5) {
+			pod := netip.AddrFrom4([4]byte{10, 244, byte(j), byte(r.IntN(9))})
+			s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(pod, 80))
+			g.Local = append(g.Local, pod)
+		}
+		g.Services = append(g.Services, s)
+	}
+	return g
 }
 
 // Nothing is sent when nothing changed, nor when only others changed theirs.
@@ -247,7 +281,9 @@ func TestTheSecondLookIsAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := config()
-	cfg.Services[1].Endpoints = cfg.Services[1].Endpoints[:1]
+	dns := cfg.Groups[2].Services[0]
+	dns.Endpoints = dns.Endpoints[:1]
+	cfg.Groups[2] = &Group{Services: []Service{dns}}
 	again, err := table.Apply(t.Context(), cfg)
 	if err != nil || again.IsZero() {
 		t.Errorf("after a UDP endpoint went: again at %v, %v; want in a second", again, err)
@@ -261,11 +297,11 @@ func TestTheSecondLookIsAskedFor(t *testing.T) {
 func many(n int) Config {
 	cfg := config()
 	for i := range n {
-		cfg.Services = append(cfg.Services, Service{
+		cfg.Groups = append(cfg.Groups, &Group{Services: []Service{{
 			Addr: netip.AddrFrom4([4]byte{10, 96, byte(1 + i/256), byte(i)}), Protocol: mesh.TCP, Port: 80,
 			Endpoints: []netip.AddrPort{
 				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(i / 256), byte(i)}), 80),
-				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 245, byte(i / 256), byte(i)}), 80)}})
+				netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 245, byte(i / 256), byte(i)}), 80)}}}})
 	}
 	return cfg
 }
@@ -298,9 +334,15 @@ func BenchmarkChange(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			testns.New(b)
 			cfg, table := many(n), New(nil)
-			one := &cfg.Services[len(cfg.Services)-1]
+			last := len(cfg.Groups) - 1
+			if _, err := table.Apply(b.Context(), cfg); err != nil {
+				b.Fatal(err)
+			}
 			for i := 0; b.Loop(); i++ {
-				one.Endpoints[0] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, 200, byte(i)}), 80)
+				one := cfg.Groups[last].Services[0]
+				one.Endpoints = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, 200, byte(i)}), 80), one.Endpoints[1]}
+				cfg.Groups = slices.Clone(cfg.Groups)
+				cfg.Groups[last] = &Group{Services: []Service{one}}
 				if _, err := table.Apply(b.Context(), cfg); err != nil {
 					b.Fatal(err)
 				}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -176,32 +177,6 @@ func (c chain) signature() string {
 	return strings.Join(lines, "\n")
 }
 
-// wish is the table for a configuration.
-func wish(cfg Config) *table {
-	t := &table{exists: true, chains: map[string]string{}, sets: map[string]string{},
-		elements: map[string]map[element]string{}, build: map[string]chain{}}
-	for _, s := range specs {
-		t.sets[s.name] = s.signature()
-		t.elements[s.name] = map[element]string{}
-	}
-	for _, c := range fixedChains(cfg) {
-		t.addChain(c)
-	}
-	for name, ps := range map[string][]netip.Prefix{"own": cfg.PodCIDRs, "cluster": cfg.Cluster, "svcnet": cfg.ServiceCIDRs} {
-		t.addRanges(name, ps)
-	}
-	for _, s := range cfg.Services {
-		t.addService(s)
-	}
-	t.addSelf(cfg)
-	return t
-}
-
-func (t *table) addChain(c chain) {
-	t.chains[c.name] = c.signature()
-	t.build[c.name] = c
-}
-
 func familyOf(a netip.Addr) family {
 	if a.Is4() {
 		return "4"
@@ -247,33 +222,6 @@ func after(p netip.Prefix) netip.Addr {
 	return last.Next()
 }
 
-// addService: the first service to name an address and port has it.
-func (t *table) addService(s Service) {
-	proto, ok := protoNumber[s.Protocol]
-	if !ok || !s.Addr.IsValid() {
-		return
-	}
-	f := familyOf(s.Addr)
-	n := string(f)
-	if !s.Addr.IsUnspecified() {
-		t.elements["vip"+n][element{key: joinKey(s.Addr.AsSlice())}] = ""
-	}
-	port := binary.BigEndian.AppendUint16(nil, s.Port)
-	key := element{key: joinKey(s.Addr.AsSlice(), []byte{proto}, port)}
-	if _, taken := t.elements["svc"+n][key]; taken || len(s.Endpoints) == 0 {
-		return
-	}
-	name := chainName(f, len(s.Endpoints), s.Addr.IsUnspecified(), s.Sticky)
-	if _, ok := t.chains[name]; !ok {
-		t.addChain(chain{name: name, rules: []rule{f.pick(len(s.Endpoints), s.Addr.IsUnspecified(), s.Sticky)}})
-	}
-	t.elements["svc"+n][key] = name
-	for slot, e := range s.Endpoints {
-		k := element{key: joinKey(s.Addr.AsSlice(), []byte{proto}, port, native(uint32(slot)))}
-		t.elements["ep"+n][k] = joinKey(e.Addr().AsSlice(), binary.BigEndian.AppendUint16(nil, e.Port()))
-	}
-}
-
 // chainName of the chain that picks one of n endpoints.
 func chainName(f family, n int, nodePort, sticky bool) string {
 	name := "of"
@@ -287,18 +235,17 @@ func chainName(f family, n int, nodePort, sticky bool) string {
 	return name
 }
 
+// parseChainName is the reverse of chainName.
+func parseChainName(name string) (f family, n int, nodePort, sticky bool) {
+	name, sticky = strings.CutSuffix(name, "-sticky")
+	nodePort = strings.HasPrefix(name, "np")
+	kind, count, _ := strings.Cut(name[2:], "-")
+	n, _ = strconv.Atoi(count)
+	return family(kind), n, nodePort, sticky
+}
+
 // dynamic: chains that come and go with the numbers of endpoints.
 func dynamic(name string) bool { return strings.HasPrefix(name, "of") || strings.HasPrefix(name, "np") }
-
-func (t *table) addSelf(cfg Config) {
-	for _, a := range cfg.Local {
-		for _, m := range cfg.MeshAddrs {
-			if m.Is4() == a.Is4() {
-				t.elements["self"+string(familyOf(a))][element{key: joinKey(a.AsSlice(), a.AsSlice())}] = joinKey(m.AsSlice())
-			}
-		}
-	}
-}
 
 // op is one change. All ops of a diff go to the kernel in one transaction.
 type op struct {
