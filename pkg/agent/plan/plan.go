@@ -313,9 +313,9 @@ func (p *planner) ended(s *Sandbox, c *v1.Container, cur *Container, init bool) 
 	if !again {
 		return
 	}
-	wait := time.Duration(0)
-	if !init || cur.SandboxID == s.ID {
-		wait = NextBackoff(cur.Backoff, cur.Finished.Sub(cur.Started), cur.Attempt)
+	wait := NextBackoff(cur.Backoff, cur.Finished.Sub(cur.Started), cur.Attempt)
+	if cur.SandboxID != s.ID && (init || cur.Finished.Sub(cur.Started) >= FirstBackoff) {
+		wait = 0 // it died with its sandbox, by no fault of its own
 	}
 	until := cur.Finished.Add(wait)
 	if p.Now.Before(until) {
