@@ -50,6 +50,10 @@ type Config struct {
 	// NoPods leaves out the names of pods.
 	NoPods bool
 
+	// Clients are the networks that may ask; others get no answer. All may
+	// when it is empty.
+	Clients []netip.Prefix
+
 	Board *status.Board
 	Log   *slog.Logger
 }
@@ -66,9 +70,9 @@ type Server struct {
 	cfg     Config
 	options index.Options
 	loop    *reconcile.Loop
-	// slots bounds the questions of all sockets that are in the chain.
-	slots   chan struct{}
-	clients clients
+	// waiting are the questions over UDP that are in the chain, conns the open
+	// connections.
+	waiting, conns *clients
 
 	mu     sync.RWMutex
 	listen []netip.Addr
@@ -81,9 +85,12 @@ type Server struct {
 	upstreams []netip.AddrPort
 }
 
-// maxWaiting is how many questions may wait for an upstream at a time. More
-// are dropped, and their clients ask again.
-const maxWaiting = 1024
+// How many questions may wait for an upstream at a time. More are dropped, and
+// their clients ask again.
+const (
+	maxWaiting          = 1024
+	maxWaitingPerClient = 256
+)
 
 // New checks c; nothing is opened before Run.
 func New(c Config) (*Server, error) {
@@ -111,7 +118,8 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		cfg:     c,
 		options: index.Options{TTL: uint32(c.TTL / time.Second), NoPods: c.NoPods, MaxSize: maxUDP},
-		slots:   make(chan struct{}, maxWaiting),
+		waiting: newClients(maxWaiting, maxWaitingPerClient),
+		conns:   newClients(maxConns, maxConnsPerClient),
 		sockets: map[netip.Addr]*socket{},
 	}
 	s.loop = reconcile.New(reconcile.Config{
@@ -129,6 +137,15 @@ func (s *Server) SetListen(addrs []netip.Addr) {
 	s.mu.Unlock()
 	s.cfg.Index.SetNameservers(addrs)
 	s.loop.Kick()
+}
+
+// serves reports whether a client may ask.
+func (s *Server) serves(a netip.Addr) bool {
+	if len(s.cfg.Clients) == 0 {
+		return true
+	}
+	a = a.Unmap().WithZone("")
+	return slices.ContainsFunc(s.cfg.Clients, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 func (s *Server) wanted() []netip.Addr {

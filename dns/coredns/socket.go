@@ -83,6 +83,8 @@ func (s *Server) open(addr netip.Addr) (*socket, error) {
 		packets.Close()
 		return nil, fmt.Errorf("answer dns on %s: %w", at, err)
 	}
+	// The kernel gives what it allows; less is slower and not wrong.
+	_ = packets.(*net.UDPConn).SetReadBuffer(udpBuffer)
 	sock := &socket{udp: packets.(*net.UDPConn), fails: make(chan error, 1)}
 	sock.tcp = s.newTCP(listener)
 	sock.start(s)

@@ -10,7 +10,7 @@ import (
 )
 
 // Limits of TCP: a client that opens connections and does nothing keeps few of
-// them and not for long.
+// them, and not for long.
 const (
 	maxConns          = 512 // of all addresses
 	maxConnsPerClient = 32
@@ -19,24 +19,29 @@ const (
 	tcpWrite          = 3 * time.Second
 )
 
-// clients counts the open connections.
+// clients counts what the clients of a server have under way, and bounds it in
+// all and for each: one that goes wild does not take what the others need.
 type clients struct {
+	max, maxEach int
+
 	mu    sync.Mutex
 	all   int
-	conns map[netip.Addr]int
+	count map[netip.Addr]int
 }
 
+func newClients(max, maxEach int) *clients {
+	return &clients{max: max, maxEach: maxEach, count: map[netip.Addr]int{}}
+}
+
+// enter counts one more of a, unless that is one too many.
 func (c *clients) enter(a netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.all >= maxConns || c.conns[a] >= maxConnsPerClient {
+	if c.all >= c.max || c.count[a] >= c.maxEach {
 		return false
 	}
-	if c.conns == nil {
-		c.conns = map[netip.Addr]int{}
-	}
 	c.all++
-	c.conns[a]++
+	c.count[a]++
 	return true
 }
 
@@ -44,15 +49,15 @@ func (c *clients) leave(a netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all--
-	if c.conns[a]--; c.conns[a] == 0 {
-		delete(c.conns, a)
+	if c.count[a]--; c.count[a] == 0 {
+		delete(c.count, a)
 	}
 }
 
 // limited is a listener that closes connections beyond the limits at once.
 type limited struct {
 	net.Listener
-	clients *clients
+	server *Server
 }
 
 func (l limited) Accept() (net.Conn, error) {
@@ -62,12 +67,12 @@ func (l limited) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		if !l.clients.enter(from) {
+		if !l.server.serves(from) || !l.server.conns.enter(from) {
 			dropped.Inc()
 			conn.Close()
 			continue
 		}
-		return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.clients.leave(from) })}, nil
+		return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.server.conns.leave(from) })}, nil
 	}
 }
 
@@ -87,7 +92,7 @@ type tcpServer struct{ server *dns.Server }
 
 func (s *Server) newTCP(l net.Listener) *tcpServer {
 	return &tcpServer{&dns.Server{
-		Listener:      limited{l, &s.clients},
+		Listener:      limited{l, s},
 		Handler:       dns.HandlerFunc(s.serve),
 		MsgAcceptFunc: accept,
 		ReadTimeout:   tcpRead,

@@ -21,6 +21,9 @@ const (
 	// maxQuery is the longest query read; a query is one name and a few
 	// options.
 	maxQuery = 4096
+	// udpBuffer is what the kernel may keep for a socket while we are not
+	// looking, in octets; some thousand queries.
+	udpBuffer = 1 << 20
 )
 
 // readers of one UDP socket.
@@ -39,6 +42,10 @@ func (s *Server) readUDP(conn *net.UDPConn) error {
 		if err != nil {
 			return err
 		}
+		if !s.serves(from.Addr()) {
+			dropped.Inc()
+			continue
+		}
 		var ok bool
 		if out, ok = s.cfg.Index.Answer(out[:0], in[:n], reply, s.options); ok {
 			mesh.Count(reply.Code, len(reply.Answer) > 0)
@@ -46,16 +53,14 @@ func (s *Server) readUDP(conn *net.UDPConn) error {
 			_, _ = conn.WriteToUDPAddrPort(out, from)
 			continue
 		}
-		select {
-		case s.slots <- struct{}{}:
-		default:
+		if !s.waiting.enter(from.Addr()) {
 			dropped.Inc()
 			continue
 		}
 		w := &udpWriter{Writer: packet{conn, from}, local: conn.LocalAddr(), from: from}
 		query := append([]byte(nil), in[:n]...)
 		waiting.Go(func() {
-			defer func() { <-s.slots }()
+			defer s.waiting.leave(from.Addr())
 			s.serveWire(w, query)
 		})
 	}

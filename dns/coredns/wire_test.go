@@ -250,3 +250,44 @@ func FuzzUDP(f *testing.F) {
 		}
 	})
 }
+
+func TestClientsThatMayNotAskGetNoAnswer(t *testing.T) {
+	s := start(t, Config{Listen: []netip.Addr{loopback}, Upstreams: []netip.AddrPort{upstream(t)},
+		Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
+	q := new(dns.Msg)
+	q.SetQuestion("web.shop.svc.cluster.local.", dns.TypeA)
+	stranger := netip.AddrFrom4([4]byte{127, 1, 2, 3})
+	for network, from := range map[string]net.Addr{
+		"udp": net.UDPAddrFromAddrPort(netip.AddrPortFrom(stranger, 0)),
+		"tcp": net.TCPAddrFromAddrPort(netip.AddrPortFrom(stranger, 0)),
+	} {
+		c := &dns.Client{Net: network, Dialer: &net.Dialer{LocalAddr: from, Timeout: 200 * time.Millisecond}}
+		if r, _, err := c.Exchange(q, s.at(loopback)); err == nil {
+			t.Errorf("%s: %v", network, r)
+		}
+		if got := summary(ask(t, s, network, q.Question[0].Name, dns.TypeA)); got != "NOERROR 10.96.0.20" {
+			t.Errorf("%s, allowed: %s", network, got)
+		}
+	}
+}
+
+func TestOneClientDoesNotTakeWhatOthersNeed(t *testing.T) {
+	c := newClients(5, 3)
+	a, b := addr("10.244.1.7"), addr("10.244.1.8")
+	for _, step := range []struct {
+		who  netip.Addr
+		want bool
+	}{{a, true}, {a, true}, {a, true}, {a, false}, {b, true}, {b, true}, {b, false}} {
+		if got := c.enter(step.who); got != step.want {
+			t.Errorf("%v: %t", step, got)
+		}
+	}
+	for range 3 {
+		c.leave(a)
+	}
+	c.leave(b)
+	c.leave(b)
+	if c.all != 0 || len(c.count) != 0 {
+		t.Errorf("%d left, %v", c.all, c.count)
+	}
+}

@@ -74,7 +74,7 @@ func New(c Config) (*Index, error) {
 	x := &Index{zone: zone, wire: wire, zoneLabels: dns.CountLabel(zone)}
 	x.nodes.byName = map[string]*node{}
 	x.services.init()
-	x.reverse.byAddr = map[[16]byte][]*slot{}
+	x.reverse.init()
 	x.namespaces.Store(&map[string]struct{}{})
 	x.nameservers.Store(&[]netip.Addr{})
 	// Serials go up across restarts as long as there is less than one change
@@ -192,25 +192,25 @@ type change struct {
 }
 
 // diff walks two sorted lists of services and yields the differences by
-// pointer.
+// pointer, what was removed first.
 func diff(old, new []*mesh.Service) []change {
-	var changes []change
+	var removed, rest []change
 	for len(old) > 0 || len(new) > 0 {
 		switch {
 		case len(old) > 0 && len(new) > 0 && old[0] == new[0]:
 			old, new = old[1:], new[1:]
 		case len(new) == 0 || len(old) > 0 && before(old[0], new[0]):
-			changes = append(changes, change{old: old[0]})
+			removed = append(removed, change{old: old[0]})
 			old = old[1:]
 		case len(old) == 0 || before(new[0], old[0]):
-			changes = append(changes, change{new: new[0]})
+			rest = append(rest, change{new: new[0]})
 			new = new[1:]
 		default:
-			changes = append(changes, change{old: old[0], new: new[0]})
+			rest = append(rest, change{old: old[0], new: new[0]})
 			old, new = old[1:], new[1:]
 		}
 	}
-	return changes
+	return append(removed, rest...)
 }
 
 func before(a, b *mesh.Service) bool {

@@ -138,7 +138,7 @@ func TestApplyEndsWhereAFreshIndexBegins(t *testing.T) {
 		if got, want := x.Len(), fresh.Len(); got != want {
 			t.Fatalf("step %d: %d services, want %d", step, got, want)
 		}
-		if got, want := len(x.reverse.byAddr), len(fresh.reverse.byAddr); got != want {
+		if got, want := len(x.reverse.first)+len(x.reverse.more), len(fresh.reverse.first)+len(fresh.reverse.more); got != want {
 			t.Fatalf("step %d: %d addresses, want %d", step, got, want)
 		}
 	}

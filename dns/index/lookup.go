@@ -175,40 +175,40 @@ func (x *Index) answerService(r *Reply, s *service, qtype uint16) {
 	r.Code = Exists
 	switch qtype {
 	case dns.TypeA:
-		x.answerAddrs(r, s, s.vips4, s.endpoints4, qtype)
+		x.answerAddrs(r, s, s.vips4, s.ready4, qtype)
 	case dns.TypeAAAA:
-		x.answerAddrs(r, s, s.vips6, s.endpoints6, qtype)
+		x.answerAddrs(r, s, s.vips6, s.ready6, qtype)
 	case dns.TypeSRV:
 		answerSRV(r, s, portFilter{})
 	}
 }
 
-func (x *Index) answerAddrs(r *Reply, s *service, vips []netip.Addr, eps []endpoint, qtype uint16) {
+func (x *Index) answerAddrs(r *Reply, s *service, vips []netip.Addr, ready []int32, qtype uint16) {
 	if !s.Headless {
 		for _, a := range vips {
 			r.Answer = append(r.Answer, Record{Type: qtype, Addr: a})
 		}
 		return
 	}
-	if len(eps) == 0 {
-		return
-	}
 	start := 0
-	if len(eps) > 1 {
-		start = int(x.turn.Add(1) % uint32(len(eps)))
+	if len(ready) > 1 {
+		start = int(x.turn.Add(1) % uint32(len(ready)))
 	}
-	r.Answer = appendUp(r.Answer, eps[start:], qtype, false)
-	r.Answer = appendUp(r.Answer, eps[:start], qtype, false)
-	if len(r.Answer) == 0 { // all down: more likely it is us
-		r.Answer = appendUp(r.Answer, eps[start:], qtype, true)
-		r.Answer = appendUp(r.Answer, eps[:start], qtype, true)
+	for _, all := range [...]bool{false, true} {
+		r.Answer = s.appendAddrs(r.Answer, ready[start:], qtype, all)
+		r.Answer = s.appendAddrs(r.Answer, ready[:start], qtype, all)
+		if len(r.Answer) > 0 { // else all are down, which means more likely we are
+			return
+		}
 	}
 }
 
-func appendUp(to []Record, eps []endpoint, qtype uint16, all bool) []Record {
-	for i := range eps {
-		if all || eps[i].node.up() {
-			to = append(to, Record{Type: qtype, Addr: eps[i].addr})
+// appendAddrs appends the addresses of endpoints: all, or those on a node that
+// is up.
+func (s *service) appendAddrs(to []Record, endpoints []int32, qtype uint16, all bool) []Record {
+	for _, i := range endpoints {
+		if all || s.up(i) {
+			to = append(to, Record{Type: qtype, Addr: s.addr(i)})
 		}
 	}
 	return to
@@ -224,30 +224,28 @@ func (x *Index) answerBelow(r *Reply, s *service, label []byte, qtype uint16) {
 		return
 	}
 	dashed, _ := parseDashed(label, true)
-	up := s.anyUp(func(i int) bool { return s.isNamed(i, label, dashed) })
-	for i := range s.Endpoints {
-		if !s.isNamed(i, label, dashed) {
+	named := func(i int32) bool { return s.isNamed(i, label, dashed) }
+	up := s.anyUp(named)
+	for i := range s.count() {
+		if !named(i) {
 			continue
 		}
 		r.Code = Exists
-		if up && !s.nodes[i].up() {
-			continue
-		}
-		a := s.Endpoints[i].Addr.Unmap().WithZone("")
-		if qtype == addrType(a) && !hasAddr(r.Answer, a) {
+		a := s.addr(i)
+		if qtype == addrType(a) && (!up || s.up(i)) && !hasAddr(r.Answer, a) {
 			r.Answer = append(r.Answer, Record{Type: qtype, Addr: a})
 		}
 	}
 	if r.Code == Exists && qtype == dns.TypeSRV {
-		answerEndpointSRV(r, s, portFilter{}, func(i int) bool { return s.isNamed(i, label, dashed) })
+		answerEndpointSRV(r, s, portFilter{}, named)
 	}
 }
 
 // anyUp reports whether one of the wanted endpoints is on a node that is not
 // down.
-func (s *service) anyUp(want func(i int) bool) bool {
-	for i, n := range s.nodes {
-		if n.up() && want(i) {
+func (s *service) anyUp(want func(i int32) bool) bool {
+	for i := range s.count() {
+		if s.up(i) && want(i) {
 			return true
 		}
 	}
@@ -319,7 +317,7 @@ func hasEndpointPort(e *mesh.Endpoint, f portFilter) bool {
 // addresses of what they point at.
 func answerSRV(r *Reply, s *service, f portFilter) {
 	if s.Headless {
-		answerEndpointSRV(r, s, f, func(int) bool { return true })
+		answerEndpointSRV(r, s, f, func(int32) bool { return true })
 		return
 	}
 	for _, p := range s.Ports {
@@ -339,8 +337,8 @@ func answerSRV(r *Reply, s *service, f portFilter) {
 }
 
 // answerEndpointSRV does the same with the endpoints that want picks.
-func answerEndpointSRV(r *Reply, s *service, f portFilter, want func(i int) bool) {
-	usable := func(i int) bool {
+func answerEndpointSRV(r *Reply, s *service, f portFilter, want func(i int32) bool) {
+	usable := func(i int32) bool {
 		e := &s.Endpoints[i]
 		return e.Ready && e.Addr.IsValid() && want(i) && hasEndpointPort(e, f)
 	}
@@ -351,8 +349,8 @@ func answerEndpointSRV(r *Reply, s *service, f portFilter, want func(i int) bool
 		seen[k] = true
 		return !before
 	}
-	for i := range s.Endpoints {
-		if !usable(i) || up && !s.nodes[i].up() {
+	for i := range s.count() {
+		if !usable(i) || up && !s.up(i) {
 			continue
 		}
 		e, name := &s.Endpoints[i], s.endpointName(i)
@@ -361,7 +359,7 @@ func answerEndpointSRV(r *Reply, s *service, f portFilter, want func(i int) bool
 				r.appendSRV(name, p.Port)
 			}
 		}
-		if a := e.Addr.Unmap().WithZone(""); once(srvKey{name: name, addr: a}) {
+		if a := s.addr(i); once(srvKey{name: name, addr: a}) {
 			r.Extra = appendAddr(r.Extra, name, addrType(a), a)
 		}
 	}
@@ -390,11 +388,7 @@ func (x *Index) lookupAddr(r *Reply, a netip.Addr, qtype uint16) {
 	if !a.IsValid() {
 		return
 	}
-	for _, at := range x.reverse.get(a) {
-		s := at.service.Load()
-		if s == nil {
-			continue
-		}
+	for _, s := range x.reverse.get(a) {
 		for _, name := range s.namesOf(a) {
 			r.Code = Exists
 			if qtype == dns.TypePTR && !hasTarget(r.Answer, name) {
@@ -414,8 +408,8 @@ func (s *service) namesOf(a netip.Addr) []string {
 			}
 		}
 	}
-	for i := range s.Endpoints {
-		if e := &s.Endpoints[i]; e.Ready && e.Addr.Unmap().WithZone("") == a {
+	for i := range s.count() {
+		if s.Endpoints[i].Ready && s.addr(i) == a {
 			names = append(names, s.endpointName(i))
 		}
 	}

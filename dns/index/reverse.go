@@ -7,16 +7,28 @@ import (
 )
 
 // reverse finds the services an address belongs to. It is asked far less
-// often than the table, so a lock is good enough.
+// often than the table, so a lock is good enough. Nearly all addresses belong
+// to one service.
 type reverse struct {
-	mu     sync.RWMutex
-	byAddr map[[16]byte][]*slot
+	mu    sync.RWMutex
+	first map[[16]byte]*slot
+	more  map[[16]byte][]*slot
 }
 
-func (r *reverse) get(a netip.Addr) []*slot {
+func (r *reverse) init() { r.first, r.more = map[[16]byte]*slot{}, map[[16]byte][]*slot{} }
+
+func (r *reverse) get(a netip.Addr) []*service {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.byAddr[a.As16()]
+	first := r.first[a.As16()]
+	if first == nil {
+		return nil
+	}
+	found := []*service{first.service.Load()}
+	for _, s := range r.more[a.As16()] {
+		found = append(found, s.service.Load())
+	}
+	return found
 }
 
 // replace takes the addresses of the old content of a slot out and puts those
@@ -24,22 +36,33 @@ func (r *reverse) get(a netip.Addr) []*slot {
 func (r *reverse) replace(c replaced) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c.old.addrs(func(a netip.Addr) {
-		key := a.As16()
-		// A reader may hold the slice: never change it in place.
-		left := slices.DeleteFunc(slices.Clone(r.byAddr[key]), func(s *slot) bool { return s == c.slot })
-		if len(left) == 0 {
-			delete(r.byAddr, key)
-			return
-		}
-		r.byAddr[key] = left
-	})
-	c.new.addrs(func(a netip.Addr) {
-		key := a.As16()
-		if slots := r.byAddr[key]; !slices.Contains(slots, c.slot) {
-			r.byAddr[key] = append(slices.Clip(slots), c.slot)
-		}
-	})
+	c.old.addrs(func(a netip.Addr) { r.remove(a.As16(), c.slot) })
+	c.new.addrs(func(a netip.Addr) { r.add(a.As16(), c.slot) })
+}
+
+func (r *reverse) add(key [16]byte, s *slot) {
+	switch first := r.first[key]; {
+	case first == nil:
+		r.first[key] = s
+	case first != s && !slices.Contains(r.more[key], s):
+		r.more[key] = append(r.more[key], s)
+	}
+}
+
+func (r *reverse) remove(key [16]byte, s *slot) {
+	more := r.more[key]
+	if r.first[key] != s {
+		more = slices.DeleteFunc(more, func(o *slot) bool { return o == s })
+	} else if len(more) > 0 {
+		r.first[key], more = more[0], more[1:]
+	} else {
+		delete(r.first, key)
+	}
+	if len(more) == 0 {
+		delete(r.more, key)
+	} else {
+		r.more[key] = more
+	}
 }
 
 // addrs calls f with every address of s that has a name.
@@ -52,9 +75,9 @@ func (s *service) addrs(f func(netip.Addr)) {
 			f(a)
 		}
 	}
-	for _, list := range [][]endpoint{s.endpoints4, s.endpoints6} {
-		for _, e := range list {
-			f(e.addr)
+	for _, list := range [][]int32{s.ready4, s.ready6} {
+		for _, i := range list {
+			f(s.addr(i))
 		}
 	}
 }

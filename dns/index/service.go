@@ -7,26 +7,21 @@ import (
 	"meshd.dev/pkg/mesh"
 )
 
-// service is one mesh.Service made ready for answering.
+// service is one mesh.Service made ready for answering. There are as many
+// endpoints as there are pods, so it keeps no more of them than their numbers
+// in Service.Endpoints.
 type service struct {
 	*mesh.Service
 	fqdn   string // "web.shop.svc.cluster.local."
 	target string // of an ExternalName, "" when that is not a name
 
-	vips4, vips6           []netip.Addr
-	endpoints4, endpoints6 []endpoint // ready, in order of address, each once
-	nodes                  []*node    // of Service.Endpoints, one each
-}
-
-// endpoint is an address that takes traffic, and where it runs.
-type endpoint struct {
-	addr netip.Addr
-	node *node
+	vips4, vips6   []netip.Addr
+	ready4, ready6 []int32 // endpoints that take traffic, each address once
+	nodes          []*node // of Service.Endpoints, one each
 }
 
 func (x *Index) compile(s *mesh.Service) *service {
 	c := &service{Service: s, fqdn: fqdn(s, x.zone), target: externalTarget(s.ExternalName)}
-	c.nodes = make([]*node, len(s.Endpoints))
 	for _, a := range s.ClusterIPs {
 		if a = a.Unmap(); a.Is4() {
 			c.vips4 = append(c.vips4, a)
@@ -34,35 +29,44 @@ func (x *Index) compile(s *mesh.Service) *service {
 			c.vips6 = append(c.vips6, a)
 		}
 	}
+	c.nodes = make([]*node, len(s.Endpoints))
+	order := make([]int32, 0, len(s.Endpoints))
 	for i, e := range s.Endpoints {
 		c.nodes[i] = x.nodes.get(e.Node)
-		if !e.Ready || !e.Addr.IsValid() {
-			continue
-		}
-		if a := e.Addr.Unmap(); a.Is4() {
-			c.endpoints4 = append(c.endpoints4, endpoint{a, c.nodes[i]})
-		} else {
-			c.endpoints6 = append(c.endpoints6, endpoint{a.WithZone(""), c.nodes[i]})
+		if e.Ready && e.Addr.IsValid() {
+			order = append(order, int32(i))
 		}
 	}
-	c.endpoints4, c.endpoints6 = unique(c.endpoints4), unique(c.endpoints6)
+	slices.SortStableFunc(order, func(a, b int32) int { return c.addr(a).Compare(c.addr(b)) })
+	order = slices.CompactFunc(order, func(a, b int32) bool { return c.addr(a) == c.addr(b) })
+	// Addresses of four octets sort before those of sixteen.
+	six := 0
+	for six < len(order) && c.addr(order[six]).Is4() {
+		six++
+	}
+	order = slices.Clone(order)
+	c.ready4, c.ready6 = order[:six:six], order[six:]
 	return c
 }
 
 func fqdn(s *mesh.Service, zone string) string { return s.Name + "." + s.Namespace + ".svc." + zone }
 
-func unique(eps []endpoint) []endpoint {
-	slices.SortStableFunc(eps, func(a, b endpoint) int { return a.addr.Compare(b.addr) })
-	return slices.Clip(slices.CompactFunc(eps, func(a, b endpoint) bool { return a.addr == b.addr }))
-}
+// count of endpoints, ready or not.
+func (s *service) count() int32 { return int32(len(s.Endpoints)) }
+
+// addr is the address of endpoint i as it stands in a record.
+func (s *service) addr(i int32) netip.Addr { return s.Endpoints[i].Addr.Unmap().WithZone("") }
+
+// up reports whether the node of endpoint i is not down.
+func (s *service) up(i int32) bool { return s.nodes[i].up() }
 
 // ready reports whether any endpoint is.
-func (s *service) ready() bool { return len(s.endpoints4)+len(s.endpoints6) > 0 }
+func (s *service) ready() bool { return len(s.ready4)+len(s.ready6) > 0 }
 
 // isNamed reports whether label names endpoint i: its hostname, or its
 // address with dashes when it has none. dashed is the address label spells,
 // if any.
-func (s *service) isNamed(i int, label []byte, dashed netip.Addr) bool {
+func (s *service) isNamed(i int32, label []byte, dashed netip.Addr) bool {
 	e := &s.Endpoints[i]
 	if !e.Ready || !e.Addr.IsValid() {
 		return false
@@ -70,17 +74,17 @@ func (s *service) isNamed(i int, label []byte, dashed netip.Addr) bool {
 	if isLabel(e.Hostname) {
 		return equalFold(label, e.Hostname)
 	}
-	return dashed.IsValid() && e.Addr.Unmap().WithZone("") == dashed
+	return dashed.IsValid() && s.addr(i) == dashed
 }
 
 // endpointName is the fully qualified name of endpoint i.
-func (s *service) endpointName(i int) string {
+func (s *service) endpointName(i int32) string {
 	var buf [160]byte
 	name := buf[:0]
 	if e := &s.Endpoints[i]; isLabel(e.Hostname) {
 		name = append(name, e.Hostname...)
 	} else {
-		name = appendDashed(name, e.Addr.Unmap().WithZone(""))
+		name = appendDashed(name, s.addr(i))
 	}
 	name = append(append(name, '.'), s.fqdn...)
 	return string(name)
