@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -25,6 +26,8 @@ import (
 // Main runs the plugin once, as the environment and standard input say, and
 // gives the exit code. about is printed when there is no CNI_COMMAND.
 func Main(about string) int {
+	// One thread: it visits namespaces, and a test counts its system calls.
+	runtime.LockOSThread()
 	p := &plugin{version: types100.ImplementedSpecVersion}
 	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
 		Add: p.verb(p.add), Del: p.verb(p.del), Check: p.verb(p.check), GC: p.verb(p.gc), Status: p.verb(p.status),
