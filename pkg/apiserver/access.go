@@ -77,6 +77,7 @@ func (s *Server) admission(a authorizer.Authorizer) ([]admission.Interface, erro
 	plugins := []admission.Interface{
 		namespaces,
 		nodeauth.NewAdmission(s.parts.nodes),
+		admit.NewEscalation(a, s.parts.rbac),
 		admit.NewTolerations(),
 		admit.NewPriority(s.parts.informers.Scheduling().V1().PriorityClasses().Lister()),
 		admit.NewStorageClass(s.parts.informers.Storage().V1().StorageClasses().Lister()),

@@ -78,6 +78,7 @@ func (s *Server) build() error {
 		return err
 	}
 	p.rbac = upstream.NewRBAC(p.informers.Rbac().V1())
+	s.run = append(s.run, upstream.AggregateRoles(p.informers.Rbac().V1(), client))
 	if err := s.access(); err != nil {
 		return err
 	}

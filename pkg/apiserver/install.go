@@ -10,6 +10,7 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 
 	"meshd.dev/pkg/apiserver/agentproxy"
+	"meshd.dev/pkg/apiserver/eviction"
 	"meshd.dev/pkg/apiserver/registry"
 	"meshd.dev/pkg/apiserver/reviews"
 	"meshd.dev/pkg/apiserver/serviceip"
@@ -54,6 +55,8 @@ func (s *Server) install() error {
 	all.add(core, "namespaces", namespaces)
 	all.add(core, "namespaces/status", stores["namespaces"].StatusView())
 	all.add(core, "namespaces/finalize", namespaces.FinalizeView())
+	budgets := stores["poddisruptionbudgets.policy"]
+	all.add(core, "pods/eviction", eviction.New(eviction.Config{Pods: stores["pods"], Budgets: budgets, BudgetStatus: budgets.StatusView()}))
 	binding := registry.NewBinding(stores["pods"])
 	all.add(core, "pods/binding", binding)
 	all.add(core, "bindings", registry.Bindings{Binding: binding})

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"fmt"
 	"reflect"
 	"strings"
@@ -54,8 +53,6 @@ type Kind struct {
 	Update func(obj, old runtime.Object)
 	// UpdateStatus is Update for the status subresource.
 	UpdateStatus func(obj, old runtime.Object)
-	// Check adds to the validation what depends on who asks.
-	Check func(ctx context.Context, obj, old runtime.Object) error
 }
 
 // GroupResource of k.

@@ -28,8 +28,11 @@ func coreKinds() []*Kind {
 			})},
 		{Version: "v1", Resource: "secrets", Object: &corev1.Secret{}, List: &corev1.SecretList{},
 			Fields: func(obj runtime.Object) fields.Set { return fields.Set{"type": string(obj.(*corev1.Secret).Type)} },
+			Create: func(obj runtime.Object) { mergeStringData(obj.(*corev1.Secret)) },
 			Update: func(obj, old runtime.Object) {
-				if s := obj.(*corev1.Secret); s.Type == "" {
+				s := obj.(*corev1.Secret)
+				mergeStringData(s)
+				if s.Type == "" {
 					s.Type = old.(*corev1.Secret).Type
 				}
 			},
@@ -73,6 +76,30 @@ func coreKinds() []*Kind {
 	}
 }
 
+// mergeStringData moves the write-only text of a secret to its data.
+func mergeStringData(s *corev1.Secret) {
+	if len(s.StringData) > 0 && s.Data == nil {
+		s.Data = map[string][]byte{}
+	}
+	for k, v := range s.StringData {
+		s.Data[k] = []byte(v)
+	}
+	s.StringData = nil
+}
+
+// pairFirst keeps a single value and the first of a list the same, as a client
+// that knows only one of them expects. Where they differ the list is replaced.
+func pairFirst(one *string, list *[]string) {
+	switch {
+	case len(*list) > 0 && *one == "":
+		*one = (*list)[0]
+	case *one != "" && len(*list) == 0:
+		*list = []string{*one}
+	case *one != "" && (*list)[0] != *one:
+		*list = []string{*one}
+	}
+}
+
 func deref[T any](p *T) T {
 	if p == nil {
 		return *new(T)
@@ -83,11 +110,15 @@ func deref[T any](p *T) T {
 func nodeKind() *Kind {
 	return &Kind{Version: "v1", Resource: "nodes", Short: []string{"no"}, Object: &corev1.Node{}, List: &corev1.NodeList{},
 		Cluster: true, Status: true, StatusOnCreate: true,
+		Create: func(obj runtime.Object) { pairCIDRs(obj.(*corev1.Node)) },
+		Update: func(obj, _ runtime.Object) { pairCIDRs(obj.(*corev1.Node)) },
 		Fields: func(obj runtime.Object) fields.Set {
 			return fields.Set{"spec.unschedulable": strconv.FormatBool(obj.(*corev1.Node).Spec.Unschedulable)}
 		},
 		Print: prints("Name,Status,Roles,Age,Version|Internal-IP,External-IP,OS-Image,Kernel-Version,Container-Runtime", nodeCells)}
 }
+
+func pairCIDRs(n *corev1.Node) { pairFirst(&n.Spec.PodCIDR, &n.Spec.PodCIDRs) }
 
 func nodeCells(n *corev1.Node) []any {
 	status := "Unknown"

@@ -56,8 +56,22 @@ func keepPodStatus(obj, old runtime.Object) {
 	if p.Status.QOSClass == "" {
 		p.Status.QOSClass = o.Status.QOSClass
 	}
+	pairPodIPs(&p.Status)
 	if p.Status.ObservedGeneration == 0 {
 		p.Status.ObservedGeneration = o.Status.ObservedGeneration
+	}
+}
+
+// pairPodIPs keeps podIP and podIPs the same.
+func pairPodIPs(s *corev1.PodStatus) {
+	var ips []string
+	for _, ip := range s.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	pairFirst(&s.PodIP, &ips)
+	s.PodIPs = nil
+	for _, ip := range ips {
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip})
 	}
 }
 
