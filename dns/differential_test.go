@@ -60,7 +60,7 @@ func record(s string) dns.RR {
 
 // coredns starts a CoreDNS with one block of directives and returns a
 // connection to it.
-func coredns(t *testing.T, block string) *dns.Conn {
+func coredns(t testing.TB, block string) *dns.Conn {
 	t.Helper()
 	dnsserver.Quiet, caddy.Quiet = true, true
 	if err := dnsserver.SetDirectives([]string{"bind", "kubernetes", mesh.Name, upstreamPlugin}); err != nil {

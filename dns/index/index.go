@@ -111,7 +111,23 @@ func (x *Index) SetNode(name string, down bool) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.nodes.get(name).down.Swap(down) != down {
+	x.mark(x.nodes.get(name), down)
+}
+
+// SetDown marks these nodes as down and all others as up.
+func (x *Index) SetDown(names []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, name := range names {
+		x.mark(x.nodes.get(name), true)
+	}
+	for name, n := range x.nodes.byName {
+		x.mark(n, slices.Contains(names, name))
+	}
+}
+
+func (x *Index) mark(n *node, down bool) {
+	if n != nil && n.down.Swap(down) != down {
 		x.serial.Add(1)
 	}
 }

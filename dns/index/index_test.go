@@ -278,7 +278,9 @@ func TestNodeThatIsDownLeavesTheAnswerUntilAllAre(t *testing.T) {
 	if x.Serial() == serial {
 		t.Error("the serial did not move")
 	}
-	x.SetNode("node2", true)
+	x.SetDown([]string{"node2", "unheard-of"})
+	want("node2 instead", "10.244.1.7 10.244.1.9")
+	x.SetDown([]string{"node1", "node2"})
 	want("all down", "10.244.1.7 10.244.1.9 10.244.2.7")
 	x.SetNode("node1", false)
 	want("node1 up again", "10.244.1.7 10.244.1.9")
