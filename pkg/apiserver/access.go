@@ -12,6 +12,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/group"
 	"k8s.io/apiserver/pkg/authentication/request/anonymous"
+	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
 	"k8s.io/apiserver/pkg/authentication/request/union"
 	"k8s.io/apiserver/pkg/authentication/request/x509"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -27,10 +28,13 @@ import (
 // publicPaths are what a stranger may read.
 var publicPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
 
-// authenticator believes client certificates; a request without credentials
+// authenticator believes client certificates and service-account tokens; a request without credentials
 // is anonymous on the public paths and refused elsewhere.
 func (s *Server) authenticator(ca dynamiccertificates.CAContentProvider) (authenticator.Request, error) {
-	known := union.New(x509.NewDynamic(ca.VerifyOptions, x509.CommonNameUserConversion))
+	known := union.New(
+		x509.NewDynamic(ca.VerifyOptions, x509.CommonNameUserConversion),
+		bearertoken.New(s.parts.tokens.Authenticator()),
+	)
 	var public []apiserverapi.AnonymousAuthCondition
 	for _, path := range publicPaths {
 		public = append(public, apiserverapi.AnonymousAuthCondition{Path: path})
@@ -78,6 +82,7 @@ func (s *Server) admission(a authorizer.Authorizer) ([]admission.Interface, erro
 		namespaces,
 		nodeauth.NewAdmission(s.parts.nodes),
 		admit.NewEscalation(a, s.parts.rbac),
+		s.parts.tokens.Admission(),
 		admit.NewTolerations(),
 		admit.NewPriority(s.parts.informers.Scheduling().V1().PriorityClasses().Lister()),
 		admit.NewStorageClass(s.parts.informers.Storage().V1().StorageClasses().Lister()),

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
 )
 
@@ -65,6 +67,7 @@ func TestBehaviour(t *testing.T) {
 		{"secrets are not on disk in clear", secretsAtRest},
 		{"roles decide, and nobody gives more than he has", roles},
 		{"aggregated roles are filled", aggregatedRoles},
+		{"a service account has tokens that end with it", tokens},
 		{"an eviction asks the budget", evictions},
 		{"dry run changes nothing", dryRun},
 		{"unknown fields are refused when asked to", strictFields},
@@ -74,6 +77,8 @@ func TestBehaviour(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			// The controller of service accounts would do this.
+			must(c.admin.CoreV1().ServiceAccounts(ns.Name).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}))(t)
 			sub := *c
 			sub.t = t
 			tc.run(t, &sub, ns.Name)
@@ -615,6 +620,30 @@ func aggregatedRoles(t *testing.T, c *cluster, _ string) {
 		}
 		return err
 	})
+}
+
+func tokens(t *testing.T, c *cluster, ns string) {
+	ctx := t.Context()
+	p := must(c.admin.CoreV1().Pods(ns).Create(ctx, pod("p"), metav1.CreateOptions{}))(t)
+	if p.Spec.ServiceAccountName != "default" || len(p.Spec.Volumes) != 1 || p.Spec.Volumes[0].Projected == nil {
+		t.Errorf("account %q, volumes %v", p.Spec.ServiceAccountName, p.Spec.Volumes)
+	}
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: ptr.To[int64](600)}}
+	r := must(c.admin.CoreV1().ServiceAccounts(ns).CreateToken(ctx, "default", request, metav1.CreateOptions{}))(t)
+	config := c.as("unused")
+	config.CertData, config.KeyData, config.BearerToken = nil, nil, r.Status.Token
+	who := must(kubernetes.NewForConfigOrDie(config).AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{}))(t)
+	if got := who.Status.UserInfo.Username; got != "system:serviceaccount:"+ns+":default" {
+		t.Errorf("the token is of %s", got)
+	}
+	review := must(c.admin.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: r.Status.Token}}, metav1.CreateOptions{}))(t)
+	if !review.Status.Authenticated {
+		t.Errorf("a token review says %+v", review.Status)
+	}
+	config.BearerToken = "none.such.token"
+	if _, err := kubernetes.NewForConfigOrDie(config).CoreV1().Pods(ns).List(ctx, metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+		t.Errorf("with a token of somebody else: %v", err)
+	}
 }
 
 func evictions(t *testing.T, c *cluster, ns string) {

@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
-	"k8s.io/apiserver/pkg/authentication/authenticator"
 	genericopenapi "k8s.io/apiserver/pkg/endpoints/openapi"
 	"k8s.io/apiserver/pkg/registry/generic"
 	genericapiserver "k8s.io/apiserver/pkg/server"
@@ -35,6 +34,7 @@ import (
 	"meshd.dev/pkg/apiserver/nodeauth"
 	"meshd.dev/pkg/apiserver/openapi"
 	"meshd.dev/pkg/apiserver/registry"
+	"meshd.dev/pkg/apiserver/serviceaccount"
 	"meshd.dev/pkg/apiserver/upstream"
 )
 
@@ -47,6 +47,7 @@ type parts struct {
 	informers informers.SharedInformerFactory
 	rbac      *upstream.RBAC
 	nodes     *nodeauth.Index
+	tokens    *serviceaccount.Tokens
 }
 
 // build makes the server out of its parts.
@@ -79,6 +80,9 @@ func (s *Server) build() error {
 	}
 	p.rbac = upstream.NewRBAC(p.informers.Rbac().V1())
 	s.run = append(s.run, upstream.AggregateRoles(p.informers.Rbac().V1(), client))
+	if p.tokens, err = s.newTokens(); err != nil {
+		return err
+	}
 	if err := s.access(); err != nil {
 		return err
 	}
@@ -170,7 +174,7 @@ func (s *Server) access() error {
 	if err := g.Authentication.ApplyClientCert(ca, g.SecureServing); err != nil {
 		return fmt.Errorf("trust client CA: %w", err)
 	}
-	g.Authentication.APIAudiences = authenticator.Audiences{s.issuer()}
+	g.Authentication.APIAudiences = s.parts.tokens.Audiences()
 	if g.Authentication.Authenticator, err = s.authenticator(ca); err != nil {
 		return err
 	}
@@ -186,8 +190,15 @@ func (s *Server) access() error {
 	return nil
 }
 
-// issuer is what service-account tokens are issued by and for.
-func (s *Server) issuer() string { return "https://kubernetes.default.svc." + s.cfg.ClusterDomain }
+// newTokens makes the tokens of service accounts, which the cluster's own
+// name for the API issues and takes.
+func (s *Server) newTokens() (*serviceaccount.Tokens, error) {
+	key, err := serviceaccount.LoadKey(s.cfg.ServiceAccountKey)
+	if err != nil {
+		return nil, err
+	}
+	return serviceaccount.New(serviceaccount.Config{Issuer: "https://kubernetes.default.svc." + s.cfg.ClusterDomain, Key: key})
+}
 
 // behaviour is everything else the generic server asks for.
 func (s *Server) behaviour() {

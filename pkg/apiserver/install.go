@@ -13,6 +13,7 @@ import (
 	"meshd.dev/pkg/apiserver/eviction"
 	"meshd.dev/pkg/apiserver/registry"
 	"meshd.dev/pkg/apiserver/reviews"
+	"meshd.dev/pkg/apiserver/serviceaccount"
 	"meshd.dev/pkg/apiserver/serviceip"
 )
 
@@ -62,6 +63,11 @@ func (s *Server) install() error {
 	all.add(core, "bindings", registry.Bindings{Binding: binding})
 	all.add(core, "pods/ephemeralcontainers", stores["pods"].EphemeralView())
 	all.add(schema.GroupVersion{Group: "events.k8s.io", Version: "v1"}, "events", stores["events"])
+	p.tokens.Attach(serviceaccount.Stores{ServiceAccounts: stores["serviceaccounts"], Pods: stores["pods"], Secrets: stores["secrets"], Nodes: stores["nodes"]})
+	all.add(core, "serviceaccounts/token", p.tokens.REST())
+	for path, h := range p.tokens.Discovery() {
+		s.crds.GenericAPIServer.Handler.NonGoRestfulMux.Handle(path, h)
+	}
 	if err := s.agents(all[core], stores); err != nil {
 		return err
 	}
