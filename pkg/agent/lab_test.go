@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -28,7 +29,9 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
 
 	"meshd.dev/pkg/agent/runtime"
 	"meshd.dev/pkg/apiserver"
@@ -107,7 +110,6 @@ func newLab(t *testing.T) *lab {
 	if l.rt, err = runtime.Dial(l.cri); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.rt.Close() })
 	return l
 }
 
@@ -233,6 +235,16 @@ func (l *lab) clean() {
 	if l.t.Failed() {
 		b, _ := os.ReadFile(filepath.Join(l.dir, "containerd.log"))
 		l.t.Logf("containerd said:\n%s", b[max(0, len(b)-3000):])
+	}
+	if l.rt != nil {
+		pods, _ := l.rt.List(context.Background())
+		for _, p := range pods {
+			for _, s := range p.Sandboxes {
+				_ = l.rt.StopSandbox(context.Background(), s.ID)
+				_ = l.rt.RemoveSandbox(context.Background(), s.ID)
+			}
+		}
+		_ = l.rt.Close()
 	}
 	l.stopContainerd()
 	for _, pid := range l.processes(l.dir) {
@@ -541,4 +553,92 @@ func (l *lab) pid(name, container string) int {
 	}
 	l.t.Fatalf("container %s of %s has no process:\n%s", container, name, out)
 	return 0
+}
+
+// in is the lab for a test of its own name.
+func (l *lab) in(t *testing.T) *lab {
+	c := *l
+	c.t = t
+	return &c
+}
+
+func (l *lab) nodeReady() bool {
+	n, err := l.admin.CoreV1().Nodes().Get(context.Background(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		return false
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == v1.NodeReady {
+			return c.Status == v1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func (l *lab) ready(name string) bool {
+	for _, c := range l.get(name).Status.Conditions {
+		if c.Type == v1.PodReady {
+			return c.Status == v1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// events are the reasons of a pod's events.
+func (l *lab) events(name string) []string {
+	list, err := l.admin.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{})
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range list.Items {
+		if e.InvolvedObject.Name == name {
+			out = append(out, e.Reason)
+		}
+	}
+	return out
+}
+
+// sandboxOf is the ID of a pod's newest sandbox.
+func (l *lab) sandboxOf(name string) string {
+	pods, err := l.rt.List(context.Background())
+	if p := pods[l.get(name).UID]; err == nil && p != nil && len(p.Sandboxes) > 0 {
+		return p.Sandboxes[0].ID
+	}
+	return ""
+}
+
+// fetch is the body at url, or the error's text.
+func (l *lab) fetch(url string) string {
+	resp, err := (&http.Client{Timeout: 5 * time.Second}).Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// exec runs a command in a container through the API server and our door, and
+// returns what it wrote.
+func (l *lab) exec(p *v1.Pod, container string, cmd ...string) string {
+	l.t.Helper()
+	client, err := kubernetes.NewForConfig(l.master)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	req := client.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Name).SubResource("exec").
+		VersionedParams(&v1.PodExecOptions{Container: container, Command: cmd, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	e, err := remotecommand.NewWebSocketExecutor(l.master, "GET", req.URL().String())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	if err := e.StreamWithContext(context.Background(), remotecommand.StreamOptions{Stdout: &out, Stderr: &errs}); err != nil {
+		l.t.Fatalf("exec %v in %s: %v: %s", cmd, p.Name, err, errs.String())
+	}
+	return out.String()
 }

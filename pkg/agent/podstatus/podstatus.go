@@ -226,6 +226,9 @@ func (c *computation) phase(s *v1.PodStatus) {
 		return // final
 	}
 	s.Phase = c.phaseNow(s)
+	if (s.Phase == v1.PodSucceeded || s.Phase == v1.PodFailed) && c.Observed.Running() {
+		s.Phase = v1.PodRunning // a sidecar is still to be ended
+	}
 	if c.Plan.Failed != "" {
 		s.Reason, s.Message = c.Plan.Failed, c.Plan.FailedMessage
 		if c.Plan.Stopped {
