@@ -400,6 +400,9 @@ func (m *machine) node() mesh.Node {
 			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", m.n))},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:51820", m.n))},
 	}
+	if m.n == 3 { // one is reached over IPv6
+		n.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::3]:51820")}
+	}
 	return n
 }
 

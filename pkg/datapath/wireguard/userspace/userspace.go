@@ -28,7 +28,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/tailscale/wireguard-go/conn"
 	"github.com/tailscale/wireguard-go/device"
 	"github.com/tailscale/wireguard-go/tun"
 	"golang.org/x/sys/unix"
@@ -110,7 +109,7 @@ func newEngine(link tun.Device, log *slog.Logger) engine {
 	}
 	// Short queues bound the memory a burst may take.
 	queue := min(device.DefaultQueueInboundSize, max(2, runtime.NumCPU()))
-	return device.NewDevice(link, conn.NewDefaultBind(), logger,
+	return device.NewDevice(link, newBind(), logger,
 		device.WithQueueInboundSize(queue), device.WithQueueOutboundSize(queue))
 }
 
