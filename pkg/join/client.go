@@ -195,6 +195,9 @@ type Refused struct {
 
 func (r Refused) Error() string { return "refused: " + r.Text }
 
+// ErrNotTrusted says that the server is not one of the token's cluster.
+var ErrNotTrusted = errors.New("the server's CA is not the one in the token: the token is of another cluster, or somebody sits in between")
+
 // trust accepts a chain that ends in the CA of that hash.
 func trust(chain []*x509.Certificate, caHash string) error {
 	if len(chain) == 0 {
@@ -202,7 +205,7 @@ func trust(chain []*x509.Certificate, caHash string) error {
 	}
 	i := slices.IndexFunc(chain, func(c *x509.Certificate) bool { return c.IsCA && pki.Hash(c) == caHash })
 	if i < 0 {
-		return errors.New("the server's CA is not the one in the token: the token is of another cluster, or somebody sits in between")
+		return ErrNotTrusted
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(chain[i])
@@ -216,4 +219,16 @@ func withPort(server string) string {
 		return server
 	}
 	return net.JoinHostPort(strings.Trim(server, "[]"), DefaultPort)
+}
+
+// SignOwn gives the machine that holds the CA its credentials without a token.
+func (c Credentials) SignOwn(ca *pki.CA, node string, cluster Cluster) error {
+	if _, _, err := ca.Keep(c.Dir, "node", NodeIdentity(node)); err != nil {
+		return err
+	}
+	cert, err := os.ReadFile(c.Cert())
+	if err != nil {
+		return err
+	}
+	return c.keep(response{Cert: string(cert), CA: string(pki.EncodeCert(ca.Cert)), Cluster: cluster})
 }

@@ -1,0 +1,49 @@
+// Meshd is the daemon of a node: `meshd server` on the first machine of a
+// cluster, `meshd join` on each other one, `meshd wireguard` for the process
+// that carries a node's tunnels where the kernel has no WireGuard.
+//
+// Main is wiring: flags and the configuration file are read once into a
+// Config, the parts are built in the order they depend on each other, and run
+// in one group until a signal or the first error.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "meshd:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "meshd",
+		Short: "An encrypted network, service discovery and a small orchestrator for containers on several machines",
+		Long: `meshd connects the containers of several machines through WireGuard, resolves
+service names on every machine, and runs pods where there is no Kubernetes.
+
+  meshd server                      on the first machine
+  meshctl token create              there, for each machine that is to join
+  meshd join HOST --token TOKEN     on each other machine
+  meshctl status                    anywhere: what is up, what is not, why, what to do
+
+Every flag may stand in /etc/meshd/config.yaml under its own name instead
+(node-name: m1); the command line wins.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version(),
+	}
+	root.AddCommand(serverCommand(), joinCommand(), wireguardCommand())
+	return root
+}

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"meshd.dev/dns/coredns"
+	"meshd.dev/dns/index"
+	"meshd.dev/pkg/agent"
+	"meshd.dev/pkg/cni"
+	"meshd.dev/pkg/datapath"
+	"meshd.dev/pkg/join"
+	"meshd.dev/pkg/kube"
+	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/reconcile"
+	"meshd.dev/pkg/status"
+)
+
+const (
+	conflistName  = "10-meshd.conflist"
+	sweepInterval = time.Minute
+	renewInterval = time.Hour
+	// publishResync is how soon a node record that somebody else changed is
+	// put right.
+	publishResync = 30 * time.Second
+)
+
+// node is the parts every machine of a cluster runs, whatever its role:
+// cluster state, datapath, names, pods, and the board that says how they fare.
+type node struct {
+	cfg     nodeConfig
+	role    string
+	creds   join.Credentials
+	cluster join.Cluster
+	client  *rest.Config
+	log     *slog.Logger
+	board   *status.Board
+	started time.Time
+
+	api      kubernetes.Interface
+	window   *kube.Window
+	datapath *datapath.Datapath
+	index    *index.Index
+	dns      *coredns.Server
+	agent    *agent.Agent
+}
+
+// newNode builds the parts of a machine that has joined.
+func newNode(cfg nodeConfig, role string, log *slog.Logger) (*node, error) {
+	n := &node{cfg: cfg, role: role, log: log, board: &status.Board{}, started: time.Now(),
+		creds: join.Credentials{Dir: cfg.state("node")}}
+	var err error
+	if n.cluster, err = n.creds.Cluster(); err != nil {
+		return nil, err
+	}
+	if n.client, err = n.creds.Config(); err != nil {
+		return nil, err
+	}
+	n.client.QPS, n.client.Burst = 100, 200
+	n.client.UserAgent = "meshd/" + version()
+	if n.api, err = kubernetes.NewForConfig(n.client); err != nil {
+		return nil, err
+	}
+	n.window = kube.New(kube.Config{Client: n.api, CacheFile: cfg.state("node", "state.json"), Board: n.board, Log: log.With("part", "kube")})
+	for _, build := range []func() error{n.newDatapath, n.newDNS, n.newAgent} {
+		if err := build(); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+func (n *node) newDatapath() error {
+	pods, err := prefixes("pod CIDRs of the cluster", n.cluster.PodCIDRs)
+	if err != nil {
+		return err
+	}
+	services, err := prefixes("service CIDRs of the cluster", n.cluster.ServiceCIDRs)
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	n.datapath, err = datapath.New(datapath.Config{
+		Node:           n.cfg.NodeName,
+		StateDir:       n.cfg.state("node"),
+		RunDir:         n.cfg.RunDir,
+		ListenPort:     n.cfg.ListenPort,
+		Services:       true,
+		PodCIDRs:       pods,
+		ServiceCIDRs:   services,
+		SpawnUserspace: []string{self, "wireguard"},
+		Source:         n.window,
+		OnReady:        n.networkReady,
+		Board:          n.board,
+		Log:            n.log.With("part", "datapath"),
+	})
+	if err != nil {
+		return err
+	}
+	n.window.Subscribe(n.datapath.Kick)
+	return nil
+}
+
+// networkReady lets the container runtime attach pods: the plugin first, the
+// configuration that calls it last.
+func (n *node) networkReady(net datapath.Network) error {
+	if _, err := cni.Install(n.cfg.CNIPlugin, n.cfg.CNIBinDir); err != nil {
+		return err
+	}
+	n.dns.SetListen(meshAddrs(net.PodCIDRs))
+	changed, err := cni.WriteConflist(filepath.Join(n.cfg.CNIConfDir, conflistName), n.network(net))
+	if changed {
+		n.log.Info("pods can be attached", "podCIDRs", net.PodCIDRs, "mtu", net.MTU)
+	}
+	n.board.Report("cni/conflist", err, "mend the permissions of "+n.cfg.CNIConfDir)
+	return err
+}
+
+func (n *node) network(net datapath.Network) cni.Network {
+	return cni.Network{PodCIDRs: net.PodCIDRs, MTU: net.MTU, DataDir: n.cfg.state("cni")}
+}
+
+func meshAddrs(podCIDRs []netip.Prefix) []netip.Addr {
+	return mesh.Node{PodCIDRs: podCIDRs}.MeshAddrs()
+}
+
+func (n *node) newDNS() error {
+	var err error
+	if n.index, err = index.New(index.Config{Zone: n.cluster.ClusterDomain}); err != nil {
+		return err
+	}
+	n.window.Subscribe(n.names)
+	clients, err := prefixes("pod CIDRs of the cluster", n.cluster.PodCIDRs)
+	if err != nil {
+		return err
+	}
+	cfg := coredns.Config{Zone: n.cluster.ClusterDomain, Index: n.index, Clients: clients, Board: n.board, Log: n.log.With("part", "dns")}
+	if n.cfg.ResolvConf != "" {
+		cfg.ResolvConf = []string{n.cfg.ResolvConf}
+	}
+	if n.dns, err = coredns.New(cfg); err != nil {
+		return err
+	}
+	n.names() // what the disk knows
+	return nil
+}
+
+// names gives the resolver the newest state.
+func (n *node) names() {
+	if state := n.window.State(); state != nil {
+		n.index.Apply(state)
+	}
+}
+
+func (n *node) newAgent() error {
+	var err error
+	n.agent, err = agent.New(agent.Config{
+		NodeName:      n.cfg.NodeName,
+		Client:        n.client,
+		CRI:           n.cfg.CRI,
+		StateDir:      n.cfg.state("agent"),
+		NodeIPs:       n.cfg.addrs,
+		Labels:        n.cfg.NodeLabels,
+		Listen:        fmt.Sprintf(":%d", n.cfg.AgentPort),
+		ServingCert:   n.creds.Cert(),
+		ServingKey:    n.creds.Key(),
+		ClientCA:      n.creds.CA(),
+		ClusterDNS:    n.resolvers,
+		ClusterDomain: n.cluster.ClusterDomain,
+		Board:         n.board,
+		Log:           n.log.With("part", "agent"),
+	})
+	return err
+}
+
+// resolvers are this node's own mesh addresses, where its resolver listens.
+func (n *node) resolvers() []netip.Addr {
+	state := n.window.State()
+	if state == nil {
+		return nil
+	}
+	self, _ := state.Node(n.cfg.NodeName)
+	return self.MeshAddrs()
+}
+
+// run runs everything until ctx ends or a part fails.
+func (n *node) run(ctx context.Context, group *errgroup.Group) {
+	publish := reconcile.New(reconcile.Config{
+		Name: "publish", Do: n.publish, Resync: publishResync, Log: n.log,
+		Report: func(err error) {
+			n.board.Report("kube/publish", err, "peers cannot reach this node before its key is on its Node object; is the API up?")
+		},
+	})
+	n.window.Subscribe(publish.Kick)
+	for name, part := range map[string]func(context.Context) error{
+		"kube":     n.window.Run,
+		"datapath": n.datapath.Run,
+		"dns":      n.dns.Run,
+		"agent":    n.agent.Run,
+		"publish":  publish.Run,
+		"status":   n.serveStatus,
+		"sweep":    every(sweepInterval, n.sweep),
+		"renew":    every(renewInterval, n.renew),
+	} {
+		group.Go(func() error {
+			if err := part(ctx); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+}
+
+// publish tells the peers our key and where to reach us, and waits quietly
+// for the agent to register the node first.
+func (n *node) publish(ctx context.Context) error {
+	var endpoints []netip.AddrPort
+	for _, a := range n.cfg.addrs {
+		endpoints = append(endpoints, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
+	}
+	return kube.Publish(ctx, n.api, n.cfg.NodeName, kube.Record{PublicKey: n.datapath.PublicKey(), Endpoints: endpoints})
+}
+
+// sweep gives back what pods left behind that are no more.
+func (n *node) sweep(ctx context.Context) {
+	report, err := cni.Sweep(ctx, cni.SweepConfig{DataDir: n.cfg.state("cni")}, nil)
+	if err != nil {
+		n.log.Warn("sweep of pod addresses", "err", err)
+	}
+	n.board.Report("cni/sweep", err, "what is named could not be given back; look at "+n.cfg.state("cni"))
+	if len(report.Freed)+len(report.Links)+len(report.Corrupt) > 0 {
+		n.log.Info("gave back what pods left behind", "freed", report.Freed, "links", report.Links, "corrupt", report.Corrupt)
+	}
+}
+
+func (n *node) renew(ctx context.Context) {
+	if n.role == roleServer { // the server signs its own at start
+		return
+	}
+	err := n.creds.Renew(ctx)
+	n.board.Report("node/certificate", err, "the certificate is good for another half of its life; if this stays, join again with a new token")
+}
+
+func every(d time.Duration, do func(context.Context)) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ticker := time.NewTicker(d)
+		defer ticker.Stop()
+		for {
+			do(ctx)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+			}
+		}
+	}
+}
+
+func (n *node) serveStatus(ctx context.Context) error {
+	return status.Serve(ctx, filepath.Join(n.cfg.RunDir, "meshd.sock"), map[string]func() any{
+		"/status": func() any { return n.document() },
+		"/plan":   func() any { return n.plan() },
+	})
+}
+
+func (n *node) document() status.Document {
+	return status.Document{
+		Node: n.cfg.NodeName, Role: n.role, Version: version(), Time: time.Now(), Started: n.started,
+		Checks: n.board.Checks(), Tunnels: n.datapath.Tunnels(),
+	}
+}
+
+// Plan is the answer to /plan.
+type plan struct {
+	Ops   []string `json:"ops"`
+	Error string   `json:"error,omitempty"`
+}
+
+func (n *node) plan() plan {
+	ops, err := n.datapath.Plan()
+	if err != nil {
+		return plan{ops, err.Error()}
+	}
+	return plan{Ops: ops}
+}
+
+// lockState makes sure that one daemon alone works on a state folder. The lock
+// goes with the process.
+func lockState(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	fd, err := unix.Open(filepath.Join(dir, "lock"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("state folder: open %s/lock: %w", dir, err)
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("state folder %s: another meshd works on it; stop that one, or give this one its own --data-dir and --run-dir", dir), unix.Close(fd))
+	}
+	return nil
+}

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"meshd.dev/pkg/datapath/wireguard/userspace"
+	"meshd.dev/pkg/mesh"
+)
+
+func wireguardCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "wireguard [DEVICE]",
+		Short: "Carry a WireGuard device in this process, where the kernel has no WireGuard",
+		Long: `Wireguard makes a TUN device, speaks WireGuard on a UDP socket, and answers on
+the standard control socket (/var/run/wireguard/DEVICE.sock), so that wg(8) and
+meshd configure it like a kernel device.
+
+meshd starts it by itself where it is needed, and it outlives meshd: sessions go
+on while meshd restarts or is upgraded. Ending it removes the device; pod
+traffic to other nodes then stops, in clear it never goes.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			device := mesh.Device
+			if len(args) == 1 {
+				device = args[0]
+			}
+			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		},
+	}
+}
