@@ -25,6 +25,9 @@ type Options struct {
 	PathMTU func(netip.Addr) int
 	// LinkMTU of the underlay, for when there is no peer.
 	LinkMTU int
+	// Skip so many usable endpoints of a node, round and round: nobody
+	// answered there.
+	Skip map[string]int
 
 	memo *memo
 }
@@ -154,23 +157,28 @@ func (c *computation) addPeer(n mesh.Node) {
 	}
 }
 
-// endpoint is the first one of n there is a route to. Addresses inside the
-// mesh are never endpoints: no tunnel in the tunnel.
+// endpoint is the first one of n there is a route to, after those to skip.
+// Addresses inside the mesh are never endpoints: no tunnel in the tunnel.
 func (c *computation) endpoint(n mesh.Node) (endpoint netip.AddrPort, mtu int, why string) {
 	if len(n.Endpoints) == 0 {
 		return endpoint, 0, "has not published an endpoint"
 	}
+	var usable []netip.AddrPort
+	var mtus []int
 	for _, e := range n.Endpoints {
 		if p, ok := covering(c.cluster, e.Addr()); ok {
 			why = cmp.Or(why, fmt.Sprintf("endpoint %s is inside pod CIDR %s", e, p))
-			continue
+		} else if mtu := c.opts.PathMTU(e.Addr()); mtu > 0 {
+			usable, mtus = append(usable, e), append(mtus, mtu)
+		} else {
+			why = cmp.Or(why, fmt.Sprintf("no route to endpoint %s", e))
 		}
-		if mtu := c.opts.PathMTU(e.Addr()); mtu > 0 {
-			return e, mtu, ""
-		}
-		why = cmp.Or(why, fmt.Sprintf("no route to endpoint %s", e))
 	}
-	return endpoint, 0, why
+	if len(usable) == 0 {
+		return endpoint, 0, why
+	}
+	i := c.opts.Skip[n.Name] % len(usable)
+	return usable[i], mtus[i], ""
 }
 
 // source is our mesh address of the family of p.

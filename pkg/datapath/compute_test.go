@@ -95,6 +95,12 @@ func TestCompute(t *testing.T) {
 			s.Nodes[2].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::3]:51820")}
 			o.PodCIDRs = []netip.Prefix{prefix("10.244.0.0/16")}
 		}},
+		{"endpoints that did not answer are skipped", func(s *mesh.State, o *Options) {
+			for i := range s.Nodes {
+				s.Nodes[i].Endpoints = append(s.Nodes[i].Endpoints, netip.MustParseAddrPort(fmt.Sprintf("198.51.100.%d:51820", i+1)))
+			}
+			o.Skip = map[string]int{"b": 1, "c": 2}
+		}},
 		{"jumbo frames, but not to d; IPv6 never below 1280", func(s *mesh.State, o *Options) {
 			o.PathMTU = func(a netip.Addr) int {
 				if a == netip.MustParseAddr("192.0.2.4") {

@@ -162,7 +162,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 // Plan lists what Run would do now, as the commands a person would type.
 // Nothing changes.
 func (d *Datapath) Plan() ([]string, error) {
-	wish, err := d.wish(nil)
+	wish, err := d.wish(nil, d.tunnels.skips())
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (d *Datapath) Plan() ([]string, error) {
 // errNoState: nothing may be decided, least of all what to remove.
 var errNoState = errors.New("the state of the cluster is not known yet")
 
-func (d *Datapath) wish(m *memo) (Wish, error) {
+func (d *Datapath) wish(m *memo, skip map[string]int) (Wish, error) {
 	state := d.cfg.Source.State()
 	if state == nil {
 		return Wish{}, errNoState
@@ -185,6 +185,7 @@ func (d *Datapath) wish(m *memo) (Wish, error) {
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device),
+		Skip:    skip,
 		memo:    m,
 	})
 }
@@ -192,7 +193,7 @@ func (d *Datapath) wish(m *memo) (Wish, error) {
 // apply is one round. The parts do not wait for each other's success, except
 // that nothing is announced before all stand.
 func (d *Datapath) apply(ctx context.Context) error {
-	wish, err := d.wish(&d.memo)
+	wish, err := d.wish(&d.memo, d.tunnels.skips())
 	if errors.Is(err, errNoState) {
 		d.cfg.Board.Fail("datapath/state", err.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick

@@ -362,19 +362,23 @@ func (m *machine) in_(pod int, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// serve starts a server in a pod and returns when it listens.
+// serve starts a server in a pod, or on the node itself when pod is 0, and
+// returns when it listens.
 func (m *machine) serve(pod int, network string, addr string) {
 	m.t.Helper()
 	exe, _ := os.Executable()
-	cmd := exec.Command("nsenter", "-t", m.ns, "-n", "-m", "ip", "netns", "exec", fmt.Sprintf("p%d", pod),
-		exe, "serve", network, addr, fmt.Sprintf("%s/p%d", m.name, pod))
+	enter := []string{"-t", m.ns, "-n", "-m"}
+	if pod > 0 {
+		enter = append(enter, "ip", "netns", "exec", fmt.Sprintf("p%d", pod))
+	}
+	cmd := exec.Command("nsenter", append(slices.Clone(enter), exe, "serve", network, addr, fmt.Sprintf("%s/p%d", m.name, pod))...)
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	_, port, _ := net.SplitHostPort(addr)
 	eventually(m.t, "server listens", func() error {
-		out, err := m.in_(pod, "ss", "-lnut")
+		out, err := testns.Output("nsenter", append(slices.Clone(enter), "ss", "-lnut")...)
 		if err != nil || !strings.Contains(out, ":"+port+" ") {
 			return fmt.Errorf("%s %v", out, err)
 		}

@@ -131,7 +131,9 @@ func (s *story) services(t *testing.T) {
 		service(2, 0, addrs(a.podAddr(2), a.podAddr6(2))...),
 		service(3, 0, addrs(b.podAddr(2), c.podAddr(2))...),
 		service(4, 60, addrs(b.podAddr(2), c.podAddr(2))...),
+		service(9, 0, addrs("192.0.2.2", "2001:db8::2")...), // on node b itself, as the API server is
 	}
+	b.serve(0, "tcp", ":80")
 	tell(s.state, a, b, c)
 	settled(t, a, b, c)
 	for _, q := range []struct {
@@ -155,6 +157,16 @@ func (s *story) services(t *testing.T) {
 		got, err := a.askFrom(q.from, q.network, q.to, marker)
 		if err != nil || got != q.want {
 			t.Errorf("%s: ask %s %s: %q, %v; want %q", q.because, q.network, q.to, got, err, q.want)
+		}
+	}
+	for _, to := range []string{"10.96.0.9:8080", "[fd00:10:96::9]:8080"} {
+		for from, want := range map[int]string{0: "b/p0 saw", 2: "b/p0 saw"} {
+			for _, m := range []*machine{a, b} {
+				// It may be read on the wire: node to node is not ours.
+				if got, err := m.askFrom(from, "tcp", to, "not secret"); err != nil || !strings.HasPrefix(got, want) {
+					t.Errorf("ask the node's service %s from %s/p%d: %q, %v", to, m.name, from, got, err)
+				}
+			}
 		}
 	}
 	// From outside of the cluster.
@@ -261,7 +273,7 @@ func (s *story) udpFollows(t *testing.T) {
 		return strings.TrimSpace(string(said[:n]))
 	}
 	for i, to := range []*machine{s.b, s.c} {
-		s.state.Services = append(s.state.Services[:5:5], service(6, 0, addrs(to.podAddr(2))...))
+		s.state.Services = append(s.state.Services[:6:6], service(6, 0, addrs(to.podAddr(2))...))
 		tell(s.state, s.a)
 		settled(t, s.a)
 		if i == 0 {

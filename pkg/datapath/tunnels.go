@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,32 @@ type tunnels struct {
 	// problems by node, from Compute.
 	problems []Problem
 	trying   map[mesh.Key]attempt
+	// skip counts the endpoints of a node given up so far, the last one when.
+	skip  map[string]int
+	moved map[string]time.Time
+}
+
+// skips is what Compute needs to know of endpoints that did not answer.
+func (t *tunnels) skips() map[string]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.skip)
+}
+
+// giveUp has the next endpoint of a node tried, unless the present one has
+// not had its time yet. With a single endpoint that changes nothing.
+func (t *tunnels) giveUp(node string, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now.Sub(t.moved[node]) < firstHandshake {
+		return false
+	}
+	if t.skip == nil {
+		t.skip, t.moved = map[string]int{}, map[string]time.Time{}
+	}
+	t.skip[node]++
+	t.moved[node] = now
+	return true
 }
 
 // attempt: the peer's counters when it last was fine, and since when it is
@@ -134,6 +161,9 @@ func (d *Datapath) report(w Wish) {
 			continue
 		}
 		step, ok := next[t.Peer]
+		if !ok && d.tunnels.giveUp(t.Peer, time.Now()) {
+			d.loop.Kick()
+		}
 		if !ok {
 			step = fmt.Sprintf("on %s: does meshd run, is UDP port %d open, does its clock go right? then `meshctl plan` on both sides", t.Peer, d.cfg.ListenPort)
 		}
