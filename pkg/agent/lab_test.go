@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -83,7 +85,9 @@ type lab struct {
 	rt     *runtime.Client
 	board  *status.Board
 
-	ctrd *exec.Cmd
+	ctrd    *exec.Cmd
+	api     apiserver.Config
+	stopAPI func()
 }
 
 func newLab(t *testing.T) *lab {
@@ -401,26 +405,13 @@ func (l *lab) startAPI() {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.Cert)
-	ctx, cancel := context.WithCancel(context.Background())
-	srv, err := apiserver.New(ctx, apiserver.Config{
+	l.api = apiserver.Config{
 		Listen: "127.0.0.1:6443", AdvertiseAddress: netip.MustParseAddr("10.99.0.1"), DataDir: filepath.Join(l.dir, "api"),
 		CACert: filepath.Join(dir, "ca.crt"), ClientCA: filepath.Join(dir, "ca.crt"), ServingCert: cert, ServingKey: key,
 		ServiceAccountKey: filepath.Join(dir, "sa.key"), EncryptionKey: filepath.Join(dir, "enc.key"),
 		AgentTLS: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool},
-	})
-	if err != nil {
-		l.t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
-	l.t.Cleanup(func() { cancel(); <-done })
-	select {
-	case <-srv.Ready():
-	case err := <-done:
-		l.t.Fatal("API server:", err)
-	case <-time.After(60 * time.Second):
-		l.t.Fatal("API server is not ready")
-	}
+	l.runAPI()
 	config := func(name string, id pki.Identity) *rest.Config {
 		c, k := keep(name, id)
 		return &rest.Config{Host: "https://127.0.0.1:6443", QPS: -1, TLSClientConfig: rest.TLSClientConfig{
@@ -431,9 +422,32 @@ func (l *lab) startAPI() {
 	if l.admin, err = kubernetes.NewForConfig(l.master); err != nil {
 		l.t.Fatal(err)
 	}
-	_, err = l.admin.CoreV1().ServiceAccounts("default").Create(ctx, &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	_, err = l.admin.CoreV1().ServiceAccounts("default").Create(context.Background(), &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	if err != nil && !strings.Contains(err.Error(), "already exists") {
 		l.t.Fatal(err)
+	}
+}
+
+// runAPI runs the API server until stopAPI.
+func (l *lab) runAPI() {
+	l.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	srv, err := apiserver.New(ctx, l.api)
+	if err != nil {
+		cancel()
+		l.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }()
+	l.stopAPI = sync.OnceFunc(func() { cancel(); <-done })
+	l.t.Cleanup(l.stopAPI)
+	select {
+	case <-srv.Ready():
+	case err := <-done:
+		done <- err
+		l.t.Fatal("API server:", err)
+	case <-time.After(60 * time.Second):
+		l.t.Fatal("API server is not ready")
 	}
 }
 
@@ -541,17 +555,26 @@ func (l *lab) status(name, container string) v1.ContainerStatus {
 // pid of a container's first process.
 func (l *lab) pid(name, container string) int {
 	l.t.Helper()
-	id := bareID(l.status(name, container).ContainerID)
+	return l.pidOf(l.get(name).UID, container)
+}
+
+func (l *lab) pidOf(uid types.UID, container string) int {
+	l.t.Helper()
+	pods, err := l.rt.List(context.Background())
+	if err != nil || pods[uid] == nil || pods[uid].Latest(container) == nil {
+		l.t.Fatalf("the runtime has no container %s of pod %s: %v", container, uid, err)
+	}
+	id := pods[uid].Latest(container).ID
 	out := run(l.t, "ctr", "-a", l.cri, "-n", "k8s.io", "tasks", "ls")
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == id {
 			var pid int
-			if _, err := fmt.Sscanf(f[1], "%d", &pid); err == nil {
+			if _, err := fmt.Sscanf(f[1], "%d", &pid); err == nil && pid > 0 {
 				return pid
 			}
 		}
 	}
-	l.t.Fatalf("container %s of %s has no process:\n%s", container, name, out)
+	l.t.Fatalf("container %s of %s has no process:\n%s", container, uid, out)
 	return 0
 }
 

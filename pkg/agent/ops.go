@@ -57,6 +57,9 @@ func (w *worker) begin(key string, f func() error) {
 		w.mu.Lock()
 		delete(w.busy, key)
 		delete(w.grace, key)
+		if key != statusKey {
+			w.finished++
+		}
 		w.settle(key, err)
 		w.mu.Unlock()
 		w.kick()
@@ -194,10 +197,13 @@ func (w *worker) forget(ctx context.Context, pod *v1.Pod) error {
 // apiLimit bounds one call of the API.
 const apiLimit = 10 * time.Second
 
+// statusKey is the key of a write of the status.
+const statusKey = "status"
+
 // report writes the status, unless a write is under way: its answer will kick.
 // It returns when to try again. The caller holds w.mu.
 func (w *worker) report(ctx context.Context, status v1.PodStatus, now time.Time) time.Time {
-	const key = "status"
+	const key = statusKey
 	if w.busy[key] {
 		return time.Time{}
 	}

@@ -30,6 +30,7 @@ type worker struct {
 	pod      *v1.Pod // the newest object known; never changed in place
 	gone     bool    // the API has no such pod
 	over     bool    // nothing is left to do
+	finished int     // operations that ended
 	seen     plan.Observed
 	busy     map[string]bool
 	grace    map[string]time.Duration // of kills under way, by Op.Key
@@ -161,6 +162,9 @@ const resync = 2 * time.Minute
 // again.
 func (w *worker) sync(ctx context.Context) time.Time {
 	now := time.Now()
+	w.mu.Lock()
+	finished := w.finished
+	w.mu.Unlock()
 	obs, err := w.a.rt.Observe(ctx, w.uid)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -173,6 +177,9 @@ func (w *worker) sync(ctx context.Context) time.Time {
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.over || w.finished != finished {
+		return now // an operation ended while we looked: what we saw is of before
+	}
 	w.seen = obs
 	in := w.input(obs, now)
 	p := plan.Next(in)
