@@ -152,19 +152,22 @@ func (a attachment) podSysctls() []sysctl {
 
 func setSysctls(all []sysctl) error {
 	for _, s := range all {
-		f, err := os.OpenFile(ipv6Conf+s.link+"/"+s.key, os.O_WRONLY, 0)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s, err)
-		}
-		_, err = f.WriteString(s.value)
-		if closeErr := f.Close(); err == nil {
-			err = closeErr
-		}
-		if err != nil {
+		if err := s.set(); err != nil {
 			return fmt.Errorf("%s: %w", s, err)
 		}
 	}
 	return nil
+}
+
+// set writes past package os, which would ask the poller about each file.
+func (s sysctl) set() error {
+	fd, err := unix.Open(ipv6Conf+s.link+"/"+s.key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(s.value))
+	return err
 }
 
 // errNameTaken: there is an interface of that name, on the host or in the pod.

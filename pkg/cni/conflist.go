@@ -2,11 +2,9 @@ package cni
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -68,7 +66,7 @@ func WriteConflist(path string, n Network) (changed bool, err error) {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
 		return false, nil
 	}
-	if err := replaceFile(path, bytes.NewReader(text), 0o644); err != nil {
+	if err := replaceFile(path, text, 0o644); err != nil {
 		return false, fmt.Errorf("write network configuration: %w", err)
 	}
 	return true, nil
@@ -134,47 +132,23 @@ func validateMTU(mtu int, ranges []netip.Prefix) error {
 // and rename, and only when what is there differs: a runtime may be starting
 // it at this moment.
 func Install(src, binDir string) (changed bool, err error) {
-	dst := filepath.Join(binDir, PluginType)
-	want, err := hashFile(src)
+	want, err := os.ReadFile(src)
 	if err != nil {
 		return false, fmt.Errorf("install plugin: %w", err)
 	}
-	have, err := hashFile(dst)
-	if err == nil && have == want && isExecutable(dst) {
+	dst := filepath.Join(binDir, PluginType)
+	if have, err := os.ReadFile(dst); err == nil && bytes.Equal(have, want) && unix.Access(dst, unix.X_OK) == nil {
 		return false, nil
 	}
-	if err := os.MkdirAll(binDir, 0o755); err != nil {
-		return false, fmt.Errorf("install plugin: %w", err)
-	}
-	f, err := os.Open(src)
-	if err != nil {
-		return false, fmt.Errorf("install plugin: %w", err)
-	}
-	defer f.Close()
-	if err := replaceFile(dst, f, 0o755); err != nil {
+	if err := replaceFile(dst, want, 0o755); err != nil {
 		return false, fmt.Errorf("install plugin: %w", err)
 	}
 	return true, nil
 }
 
-func isExecutable(path string) bool { return unix.Access(path, unix.X_OK) == nil }
-
-func hashFile(path string) (sum [sha256.Size]byte, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return sum, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return sum, err
-	}
-	return [sha256.Size]byte(h.Sum(nil)), nil
-}
-
 // replaceFile writes path so that a reader, and the disk after a power cut,
 // has the old content or the new one and nothing between.
-func replaceFile(path string, content io.Reader, mode fs.FileMode) error {
+func replaceFile(path string, content []byte, mode fs.FileMode) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -190,7 +164,7 @@ func replaceFile(path string, content io.Reader, mode fs.FileMode) error {
 			os.Remove(f.Name())
 		}
 	}()
-	if _, err := io.Copy(f, content); err != nil {
+	if _, err := f.Write(content); err != nil {
 		return err
 	}
 	if err := f.Chmod(mode); err != nil {

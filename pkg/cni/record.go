@@ -2,12 +2,12 @@ package cni
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"hash/fnv"
 	"net/netip"
 	"strings"
 	"time"
@@ -59,13 +59,23 @@ func HostLink(containerID, ifName string) string {
 }
 
 // podMAC is locally administered and the same each time an attachment is made.
+// It shares its digits with the link's name.
 func podMAC(containerID, ifName string) [6]byte {
 	h := attachmentHash(containerID, ifName)
-	return [6]byte{0x0e, h[6], h[7], h[8], h[9], h[10]}
+	return [6]byte{0x0e, h[0], h[1], h[2], h[3], h[4]}
 }
 
-func attachmentHash(containerID, ifName string) [sha256.Size]byte {
-	return sha256.Sum256([]byte(containerID + "\x00" + ifName))
+// attachmentHash need not withstand an attacker: container IDs are the
+// runtime's, and a name that is taken already is noticed. The crypto packages
+// would make every start of the plugin longer.
+func attachmentHash(containerID, ifName string) (folded [8]byte) {
+	h := fnv.New128a()
+	h.Write([]byte(containerID + "\x00" + ifName))
+	sum := h.Sum(nil)
+	for i := range folded {
+		folded[i] = sum[i] ^ sum[i+8]
+	}
+	return folded
 }
 
 // alias is what "ip link" shows beside the host's end. It says enough to know

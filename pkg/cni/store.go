@@ -278,6 +278,10 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 			}
 			return h, r, false, err
 		}
+		if HostLink(n.containerID, n.ifName) == q.record.HostLink {
+			return nil, r, false, fmt.Errorf("%s of container %s would share the link name %s with container %s: one in 2^48, try another ID",
+				q.record.IfName, q.record.ContainerID, q.record.HostLink, n.containerID)
+		}
 		for _, a := range n.addresses {
 			p.held[a] = n
 		}

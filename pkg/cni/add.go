@@ -1,0 +1,241 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"meshd.dev/pkg/cni/rtnl"
+)
+
+// add attaches a pod.
+func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
+	if err := c.complete(); err != nil {
+		return err
+	}
+	q, mac, err := c.request(cmd)
+	if err != nil {
+		return err
+	}
+	ns, err := openNetns(cmd.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	q.record.NetnsDevice, q.record.NetnsInode = ns.device, ns.inode
+	host, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+
+	s := openStore(c.DataDir, c.Name)
+	h, r, reused, err := s.reserve(q)
+	if errors.Is(err, errExists) {
+		if err := takeOver(host, h, c, ns); err != nil {
+			return err
+		}
+		h, r, reused, err = s.reserve(q)
+	}
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	if reused {
+		// Best effort: it is about connections the last pod left open.
+		_ = rtnl.ForgetConnections(r.Addresses)
+	}
+	done := false
+	defer func() {
+		if !done && deleteLink(host, r.HostLink) == nil {
+			_ = h.discard() // else the record stays, for DEL
+		}
+	}()
+	a := attachment{
+		hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: c.MTU, addresses: r.Addresses, alias: r.alias(),
+	}
+	if err := s.attach(&a, host, ns); err != nil {
+		return fmt.Errorf("attach %s to container %s: %w", r.IfName, r.ContainerID, err)
+	}
+	if err := types.PrintResult(a.result(c, cmd.Netns), c.CNIVersion); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	done = true
+	return nil
+}
+
+// request is what the store needs for an ADD.
+func (c *conf) request(cmd *skel.CmdArgs) (q request, mac rtnl.MAC, err error) {
+	if len(cmd.ContainerID) > maxContainerID || strings.HasSuffix(cmd.ContainerID, corruptSuffix) {
+		return q, mac, types.NewError(types.ErrInvalidEnvironmentVariables, "invalid CNI_CONTAINERID",
+			fmt.Sprintf("%.80q: want at most %d bytes, not ending in %s", cmd.ContainerID, maxContainerID, corruptSuffix))
+	}
+	a, err := parseArgs(cmd.Args)
+	if err != nil {
+		return q, mac, err
+	}
+	ips, mac, err := c.wishes(a)
+	if err != nil {
+		return q, mac, err
+	}
+	if mac == (rtnl.MAC{}) {
+		mac = podMAC(cmd.ContainerID, cmd.IfName)
+	}
+	ranges := c.ranges
+	if !ipv6Exists() {
+		ranges = slices.DeleteFunc(slices.Clone(ranges), func(r netip.Prefix) bool { return r.Addr().Is6() })
+		if len(ranges) == 0 {
+			return q, mac, invalid("ranges", "only IPv6 ones, and this kernel has IPv6 switched off")
+		}
+	}
+	bootID, err := readBootID()
+	if err != nil {
+		return q, mac, err
+	}
+	return request{
+		ranges: ranges, reserved: c.reserved, requested: ips, quarantine: c.quarantine,
+		record: Record{
+			ContainerID: cmd.ContainerID, IfName: cmd.IfName, Netns: cmd.Netns, BootID: bootID, Pod: a.pod,
+			HostLink: HostLink(cmd.ContainerID, cmd.IfName), MAC: mac.String(),
+		},
+	}, mac, nil
+}
+
+// attach makes the kernel hold a. What an earlier DEL left to die with its
+// namespace may still be in the way, on the host or in the pod.
+func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns) error {
+	for range maxTries {
+		err := a.attach(host, ns)
+		if !errors.Is(err, errNameTaken) {
+			return err
+		}
+		link, lookErr := a.inTheWay(host, ns)
+		if lookErr != nil {
+			return lookErr
+		}
+		owned, lookErr := s.owned(link, a.hostLink)
+		if lookErr != nil {
+			return lookErr
+		}
+		if link == "" || owned {
+			return types.NewError(CodeAttached, "interface exists already in the container: DEL first, or use another name", err.Error())
+		}
+		if err := deleteLink(host, link); err != nil {
+			return err
+		}
+	}
+	return errBusy
+}
+
+// inTheWay names our link whose presence keeps a from being made, or none.
+func (a *attachment) inTheWay(host *rtnl.Conn, ns *netns) (string, error) {
+	if _, err := host.Link(a.hostLink); !isGone(err) {
+		return a.hostLink, err
+	}
+	var inPod rtnl.Link
+	err := ns.visit(func() error {
+		pod, err := rtnl.Open()
+		if err != nil {
+			return err
+		}
+		defer pod.Close()
+		inPod, err = pod.Link(a.podLink)
+		return err
+	})
+	if isGone(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	links, err := ourLinks(host)
+	for _, l := range links {
+		if l.Index == inPod.Peer && l.Peer == inPod.Index {
+			return l.Name, nil
+		}
+	}
+	return "", err
+}
+
+// owned says whether a link belongs to another recorded attachment than the one
+// whose link is to be called mine (reserve saw that nobody else has that name).
+func (s store) owned(link, mine string) (bool, error) {
+	if link == mine {
+		return false, nil
+	}
+	names, _, err := s.names()
+	return slices.ContainsFunc(names, func(n recordName) bool { return HostLink(n.containerID, n.ifName) == link }), err
+}
+
+// takeOver deals with a record that is there already when ADD comes. If all of
+// it stands the specification wants an error. Else an ADD died on the way, and
+// what it left goes.
+func takeOver(host *rtnl.Conn, h *held, c *conf, ns *netns) error {
+	defer h.release()
+	r, err := h.read()
+	if errors.Is(err, errCorrupt) {
+		return types.NewError(CodeAttached, "attachment has a corrupt record: DEL first", err.Error())
+	}
+	if err != nil {
+		return err
+	}
+	if r.NetnsDevice == ns.device && r.NetnsInode == ns.inode {
+		missing, err := drift(host, ns, r.attachment(c))
+		if err != nil {
+			return err
+		}
+		if len(missing) == 0 {
+			return types.NewError(CodeAttached, "attachment exists already: DEL first",
+				fmt.Sprintf("%s of container %s has %v since %s", r.IfName, r.ContainerID, r.Addresses, r.Since))
+		}
+	}
+	if err := deleteLink(host, r.HostLink); err != nil {
+		return err
+	}
+	return h.discard()
+}
+
+// attachment is what ADD made of r.
+func (r Record) attachment(c *conf) attachment {
+	mac, _ := parseMAC(r.MAC)
+	return attachment{hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: c.MTU, addresses: r.Addresses}
+}
+
+// result is what ADD prints, behind what a plugin before it in the chain made.
+func (a attachment) result(c *conf, sandbox string) *types100.Result {
+	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
+	if c.prevResult != nil {
+		*r = *c.prevResult
+		r.CNIVersion = types100.ImplementedSpecVersion
+	}
+	mtu := 0
+	if c.CNIVersion == types100.ImplementedSpecVersion {
+		mtu = a.mtu // a field of 1.1.0
+	}
+	pod := len(r.Interfaces) + 1
+	r.Interfaces = append(slices.Clone(r.Interfaces),
+		&types100.Interface{Name: a.hostLink, Mac: hostMAC.String(), Mtu: mtu},
+		&types100.Interface{Name: a.podLink, Mac: a.podMAC.String(), Mtu: mtu, Sandbox: sandbox})
+	for _, addr := range a.addresses {
+		gw, all := gateway(addr)
+		r.IPs = append(r.IPs, &types100.IPConfig{Interface: &pod, Address: ipNet(hostPrefix(addr)), Gateway: gw.AsSlice()})
+		if slices.Contains(a.defaults, all) {
+			r.Routes = append(r.Routes, &types.Route{Dst: ipNet(all), GW: gw.AsSlice()})
+		}
+	}
+	if !c.DNS.IsEmpty() {
+		r.DNS = c.DNS
+	}
+	return r
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
