@@ -140,12 +140,23 @@ func (c Credentials) keep(r response) error {
 	for _, f := range []struct {
 		path    string
 		content []byte
-	}{{c.CA(), []byte(r.CA)}, {c.Cert(), []byte(r.Cert)}, {c.path("cluster.json"), append(cluster, '\n')}} {
-		if err := durable.WriteFile(f.path, f.content, 0o600); err != nil {
+	}{{c.CA(), []byte(r.CA)}, {c.Cert(), []byte(r.Cert)}, {c.path("node.kubeconfig"), c.kubeconfig(r.Cluster)}, {c.path("cluster.json"), append(cluster, '\n')}} {
+		if _, err := durable.WriteFileIfChanged(f.path, f.content, 0o600); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// kubeconfig lets a person on this machine ask the API as the node.
+func (c Credentials) kubeconfig(cl Cluster) []byte {
+	return fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters: [{name: meshd, cluster: {server: %q, tls-server-name: %s, certificate-authority: %q}}]
+users: [{name: node, user: {client-certificate: %q, client-key: %q}}]
+contexts: [{name: meshd, context: {cluster: meshd, user: node}}]
+current-context: meshd
+`, "https://"+cl.Servers[0], ServerName, c.CA(), c.Cert(), c.Key())
 }
 
 func (c Credentials) ask(ctx context.Context, server, path string, tlsConfig *tls.Config, req request) (response, error) {

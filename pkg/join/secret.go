@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -105,4 +106,10 @@ func readInfo(obj *corev1.Secret) (TokenInfo, error) {
 		info.Expires = t
 	}
 	return info, nil
+}
+
+// UsedNode is the node a single-use token served, or empty.
+func (t TokenInfo) UsedNode() string {
+	node, _, _ := strings.Cut(t.UsedBy, "/")
+	return node
 }

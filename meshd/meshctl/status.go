@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"meshd.dev/pkg/status"
+)
+
+// patience bounds how long a status may take, whatever is down.
+const patience = 10 * time.Second
+
+func statusCommand(w *where) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Print what is up, what is not, why, and what to do; the exit status says healthy or not",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), patience)
+			defer cancel()
+			r := judge(gather(ctx, w), time.Now())
+			if err := show(cmd.OutOrStdout(), r, asJSON); err != nil {
+				return err
+			}
+			if !r.Healthy {
+				return errUnhealthy
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func show(out io.Writer, r report, asJSON bool) error {
+	if !asJSON {
+		return printReport(out, r)
+	}
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+// facts is everything a status is judged by. An error stands for what could
+// not be asked.
+type facts struct {
+	daemon    *status.Document
+	daemonErr error
+	socket    string
+
+	apiErr   error
+	nodes    []corev1.Node
+	pods     []corev1.Pod
+	services []corev1.Service
+	slices   []discoveryv1.EndpointSlice
+	// ownPodsOnly: these credentials may see no other node's pods.
+	ownPodsOnly bool
+}
+
+func gather(ctx context.Context, w *where) facts {
+	f := facts{socket: w.socket()}
+	var doc status.Document
+	if f.daemonErr = status.Fetch(ctx, w.socket(), "/status", &doc); f.daemonErr == nil {
+		f.daemon = &doc
+	}
+	client, err := w.client()
+	if err == nil {
+		err = f.askAPI(ctx, client)
+	}
+	f.apiErr = err
+	return f
+}
+
+func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", err)
+	}
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	if apierrors.IsForbidden(err) && f.daemon != nil {
+		f.ownPodsOnly = true
+		pods, err = client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + f.daemon.Node})
+	}
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	services, err := client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list services: %w", err)
+	}
+	slices, err := client.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list endpointslices: %w", err)
+	}
+	f.nodes, f.pods, f.services, f.slices = nodes.Items, pods.Items, services.Items, slices.Items
+	return nil
+}
