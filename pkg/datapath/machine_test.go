@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -170,15 +171,29 @@ func roleServe(args []string) error {
 	}
 }
 
-// roleAsk sends a line and prints the answer.
+// roleAsk sends a line and prints the answer; with a number, so often, each
+// time as a new client.
 func roleAsk(args []string) error {
-	c, err := net.DialTimeout(args[0], args[1], 2*time.Second)
+	times := 1
+	if len(args) > 3 {
+		times, _ = strconv.Atoi(args[3])
+	}
+	for range times {
+		if err := askOnce(args[0], args[1], args[2]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func askOnce(network, addr, text string) error {
+	c, err := net.DialTimeout(network, addr, 2*time.Second)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-	if _, err := fmt.Fprintln(c, args[2]); err != nil {
+	if _, err := fmt.Fprintln(c, text); err != nil {
 		return err
 	}
 	buf := make([]byte, 2000)
@@ -387,12 +402,13 @@ func (m *machine) serve(pod int, network string, addr string) {
 }
 
 // askFrom asks from a pod, or from the node itself when pod is 0.
-func (m *machine) askFrom(pod int, network, addr, text string) (string, error) {
+func (m *machine) askFrom(pod int, network, addr string, text ...string) (string, error) {
 	exe, _ := os.Executable()
+	args := append([]string{exe, "ask", network, addr}, text...)
 	if pod > 0 {
-		return m.in_(pod, exe, "ask", network, addr, text)
+		return m.in_(pod, args...)
 	}
-	out, err := exec.Command("nsenter", "-t", m.ns, "-n", "-m", exe, "ask", network, addr, text).CombinedOutput()
+	out, err := exec.Command("nsenter", append([]string{"-t", m.ns, "-n", "-m"}, args...)...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
