@@ -195,7 +195,7 @@ func (l *lab) recover(next, pod, stdin string) {
 		l.recover("DEL", pod, stdin)
 	case "sweep": // the runtime died too, and the namespace went
 		removePod(pod)
-		if _, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir}, func(r Record) bool { return r.ContainerID == "other" }); err != nil {
+		if _, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir, Grace: 1}, func(r Record) bool { return r.ContainerID == "other" }); err != nil {
 			l.t.Errorf("sweep: %v", err)
 		}
 	default:

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +38,12 @@ type SweepConfig struct {
 	DataDir string
 	// DryRun only reports.
 	DryRun bool
+	// Grace is how long an attachment may be unknown to the runtime, which
+	// lists a pod only some time after its ADD; a minute if 0.
+	Grace time.Duration
 }
+
+const defaultGrace = time.Minute
 
 // Pods are the attachments recorded in dataDir, ordered by network, pod and
 // interface. Corrupt records are left out and come back as an error beside
@@ -95,8 +101,8 @@ func networks(dataDir string) ([]store, error) {
 // Sweep gives back what died without a DEL: attachments of another boot, those
 // whose namespace and host link are both gone, and host links without a
 // record. live, if not nil, says what the container runtime knows: an
-// attachment it calls live stays; one it does not know goes as soon as its
-// namespace is gone, even if something still keeps the link. One whose
+// attachment it calls live stays; one it does not know (after Grace) goes as soon
+// as its namespace is gone, even if something still keeps the link. One whose
 // namespace is there, or that an ADD or DEL works on at this moment, always
 // stays. Call it in the host's network namespace. Independent failures are
 // joined, and the rest is done.
@@ -237,7 +243,7 @@ func (w *sweeper) dead(r Record) (bool, error) {
 		if w.live(r) {
 			return false, nil
 		}
-		if r.Netns != "" {
+		if r.Netns != "" && uptime()-r.Uptime > cmp.Or(w.Grace, defaultGrace) {
 			return true, nil
 		}
 	}
