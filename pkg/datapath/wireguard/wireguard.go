@@ -207,7 +207,33 @@ type op interface {
 
 // diff: the device, then what is added or moved, then what is removed.
 func (d *Device) diff(cfg Config, have state, now time.Time) []op {
-	var ops []op
+	ops := d.setDevice(cfg, have)
+	for _, p := range cfg.Peers {
+		old, known := have.peers[p.Key]
+		if op := d.setPeer(p, old, known, now); op != nil {
+			ops = append(ops, *op)
+		}
+	}
+	ops = append(ops, d.unset(cfg, have)...)
+	if have.backend == "" && (!d.freshKey || len(d.wished) > 0) {
+		// The others may still use the sessions of the device that died. They
+		// cannot when they never heard of our key, and then a handshake would
+		// only be lost and be in the way of the next for five seconds.
+		knock := knockOp{name: d.opts.Name}
+		for _, p := range cfg.Peers {
+			if p.Endpoint.IsValid() {
+				knock.peers = append(knock.peers, p)
+			}
+		}
+		if len(knock.peers) > 0 {
+			ops = append(ops, knock)
+		}
+	}
+	return ops
+}
+
+// setDevice makes the link and what is the device's own.
+func (d *Device) setDevice(cfg Config, have state) (ops []op) {
 	name := d.opts.Name
 	fresh := have.backend == ""
 	if fresh {
@@ -222,54 +248,36 @@ func (d *Device) diff(cfg Config, have state, now time.Time) []op {
 	if fresh || !have.up {
 		ops = append(ops, upOp{name})
 	}
+	return ops
+}
+
+// unset takes away allowed IPs and peers nobody wants.
+func (d *Device) unset(cfg Config, have state) (ops []op) {
 	wanted := map[mesh.Key]bool{}
-	owner := map[netip.Prefix]mesh.Key{}
+	owned := map[netip.Prefix]bool{}
 	for _, p := range cfg.Peers {
 		wanted[p.Key] = true
 		for _, a := range p.AllowedIPs {
-			owner[a] = p.Key
-		}
-	}
-	for _, p := range cfg.Peers {
-		old, known := have.peers[p.Key]
-		if op := d.setPeer(p, old, known, now); op != nil {
-			ops = append(ops, *op)
+			owned[a] = true
 		}
 	}
 	var stray []netip.Prefix
-	var gone []mesh.Key
+	var gone []op
 	for _, k := range sortedKeys(have.peers) {
 		if !wanted[k] {
-			gone = append(gone, k)
+			gone = append(gone, removeOp{d.opts.Name, k})
 			continue
 		}
 		for _, a := range have.peers[k].allowed {
-			if _, ok := owner[a]; !ok {
+			if !owned[a] {
 				stray = append(stray, a)
 			}
 		}
 	}
 	if len(stray) > 0 {
-		ops = append(ops, strayOp{name, stray})
+		ops = append(ops, strayOp{d.opts.Name, stray})
 	}
-	for _, k := range gone {
-		ops = append(ops, removeOp{name, k})
-	}
-	if fresh && (!d.freshKey || len(d.wished) > 0) {
-		// The others may still use the sessions of the device that died. They
-		// cannot when they never heard of our key, and then a handshake would
-		// only be lost and be in the way of the next for five seconds.
-		knock := knockOp{name: name}
-		for _, p := range cfg.Peers {
-			if p.Endpoint.IsValid() {
-				knock.peers = append(knock.peers, p)
-			}
-		}
-		if len(knock.peers) > 0 {
-			ops = append(ops, knock)
-		}
-	}
-	return ops
+	return append(ops, gone...)
 }
 
 // setPeer is the op that makes old into p, or nil.
