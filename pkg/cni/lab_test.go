@@ -26,11 +26,12 @@ import (
 // fd00:10:244:1::/64, so that the first pod has 10.244.1.2 and
 // fd00:10:244:1::2 (.0 is the network, .1 the node).
 
-// binary builds the plugin once for all tests.
+// binary builds the plugin once for all tests that want it.
 var binary = sync.OnceValues(func() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "cni-plugin-test-"); err != nil {
 		return "", err
 	}
+	builtIn = dir
 	out, err := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, PluginType), "meshd.dev/cni-plugin").CombinedOutput()
 	if err != nil {
 		return dir, fmt.Errorf("build the plugin: %w\n%s", err, out)
@@ -38,10 +39,12 @@ var binary = sync.OnceValues(func() (dir string, err error) {
 	return dir, nil
 })
 
+var builtIn string
+
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, _ := binary(); dir != "" {
-		os.RemoveAll(dir)
+	if builtIn != "" {
+		os.RemoveAll(builtIn)
 	}
 	os.Exit(code)
 }
