@@ -257,6 +257,7 @@ func (p *plane) controllers(ctx context.Context, rc *rest.Config) ([]func(contex
 		newNodeCIDR(p).Run,
 		newNodeLifecycle(p).Run,
 		newScheduler(p).Run,
+		newEndpoints(p).Run,
 		newPodGC(p).Run,
 		newRootCA(p).Run,
 		newTokens(p).Run,

@@ -111,6 +111,34 @@ func TestPodCIDRsNeverTwice(t *testing.T) {
 	}
 }
 
+// Whatever an administrator writes into a Node, the parts given away overlap
+// nothing that can be read.
+func FuzzAssignPodCIDRs(f *testing.F) {
+	for _, s := range []string{"10.244.0.0/24", "10.0.0.0/8", "10.244.255.255/32", "fd00:10:244::/49", "::/0", "::ffff:10.244.0.0/120", "10.244.0.0", ""} {
+		f.Add(s, 16, 24)
+	}
+	f.Fuzz(func(t *testing.T, cidr string, all, part int) {
+		whole, err := netip.MustParseAddr("10.244.0.0").Prefix(all)
+		if err != nil || validateRanges([]netip.Prefix{whole}, part, 64) != nil {
+			return
+		}
+		nodes := cidrNodes("a", "b", "c")
+		nodes[0].Spec.PodCIDRs = []string{cidr}
+		gifts, _ := assignPodCIDRs(nodes, podRanges([]netip.Prefix{whole}, part, 64))
+		for _, g := range gifts {
+			for _, p := range g.cidrs {
+				if taken, err := netip.ParsePrefix(cidr); err == nil && taken.Overlaps(p) || !whole.Overlaps(p) || p.Bits() != part {
+					t.Errorf("%s of %s was given while %s was taken", p, whole, cidr)
+				}
+				g.node.Spec.PodCIDRs = append(g.node.Spec.PodCIDRs, p.String())
+			}
+		}
+		if err := clashes(nodes[1:]); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestClashes(t *testing.T) {
 	err := clashes(cidrNodes("a 10.244.0.0/24", "b 10.244.1.0/24", "c 10.244.0.0/25"))
 	want := "pod CIDR 10.244.0.0/24 of node a overlaps 10.244.0.0/25 of node c: delete one of the nodes and let it join again"

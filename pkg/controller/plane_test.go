@@ -40,9 +40,9 @@ import (
 const (
 	// grace and evict are short because nothing here is measured; renewals
 	// come ten times as often.
-	grace = 2 * time.Second
-	evict = time.Second
-	renew = 200 * time.Millisecond
+	grace = 1500 * time.Millisecond
+	evict = 500 * time.Millisecond
+	renew = 150 * time.Millisecond
 	// patience is how long anything may take on a machine that is busy.
 	patience = 60 * time.Second
 )
@@ -504,6 +504,7 @@ func TestControlPlane(t *testing.T) {
 		before := c.names("shop", "app=web") + c.cidrs()
 		c.stop()
 		machines["n1"].cut.Store(true) // silent while nobody looks
+		c.expiredToken()
 		c.startControllers()
 		c.until("the silent node is noticed all the same", func() string {
 			if got := nodeReady(c.node("n1")); got != corev1.ConditionUnknown {
@@ -524,6 +525,15 @@ func TestControlPlane(t *testing.T) {
 			t.Errorf("before %s, after %s", before, after)
 		}
 	})
+
+	c.until("the join token that expired meanwhile is gone", func() string {
+		_, err := core.Secrets("kube-system").Get(ctx, "bootstrap-token-abcdef", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return ""
+		}
+		return fmt.Sprint("it is there: ", err)
+	})
+	t.Run("a disruption budget counts", func(t *testing.T) { c.budget() })
 
 	t.Run("a claim gets a folder on the machine of its pod", func(t *testing.T) { c.localVolume() })
 

@@ -7,8 +7,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // daemonSetAndStatefulSet makes one of each and waits until they run.
@@ -49,6 +51,33 @@ func (c *cluster) jobs() {
 		}
 		return fmt.Sprintf("%+v %v", j.Status, err)
 	})
+}
+
+// budget makes a disruption budget for the three pods of "web".
+func (c *cluster) budget() {
+	c.t.Helper()
+	ctx := context.Background()
+	two := intstr.FromInt32(2)
+	_, err := c.client.PolicyV1().PodDisruptionBudgets("shop").Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: "web"},
+		Spec: policyv1.PodDisruptionBudgetSpec{MinAvailable: &two, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}}}, metav1.CreateOptions{})
+	c.must(err)
+	c.until("one of three may be disrupted", func() string {
+		b, err := c.client.PolicyV1().PodDisruptionBudgets("shop").Get(ctx, "web", metav1.GetOptions{})
+		if err != nil || b.Status.DisruptionsAllowed != 1 || b.Status.ExpectedPods != 3 {
+			return fmt.Sprintf("%+v %v", b.Status, err)
+		}
+		return ""
+	})
+}
+
+// expiredToken makes a join token that is past its time.
+func (c *cluster) expiredToken() {
+	c.t.Helper()
+	_, err := c.client.CoreV1().Secrets("kube-system").Create(context.Background(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-abcdef"}, Type: corev1.SecretTypeBootstrapToken,
+		StringData: map[string]string{"token-id": "abcdef", "token-secret": "0123456789abcdef", "expiration": "2020-01-01T00:00:00Z"},
+	}, metav1.CreateOptions{})
+	c.must(err)
 }
 
 // localVolume runs a pod with a claim of the default class, deletes the pod

@@ -26,7 +26,6 @@ import (
 	"k8s.io/kubernetes/pkg/controller/daemon"
 	"k8s.io/kubernetes/pkg/controller/deployment"
 	"k8s.io/kubernetes/pkg/controller/disruption"
-	"k8s.io/kubernetes/pkg/controller/endpointslice"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 	"k8s.io/kubernetes/pkg/controller/job"
 	"k8s.io/kubernetes/pkg/controller/replicaset"
@@ -40,11 +39,6 @@ const (
 	workers = 4
 	// burstReplicas bounds the pods one sync of a ReplicaSet creates at once.
 	burstReplicas = 500
-	// maxEndpoints of one EndpointSlice; upstream's default.
-	maxEndpoints = 100
-	// endpointBatch is how long changes of pods are gathered before a slice is
-	// written: not at all, because every moment of it is traffic to a dead pod.
-	endpointBatch = 0
 	// discoverPeriod is how often the garbage collector looks for new kinds.
 	discoverPeriod = 30 * time.Second
 	// graphTimeout is how long the garbage collector waits for its first view.
@@ -105,7 +99,6 @@ var builders = []struct {
 	{"statefulset-controller", []schema.GroupVersionResource{statefulsets, revisions, pods, claims}, newStatefulSet},
 	{"job-controller", []schema.GroupVersionResource{jobs, pods}, newJob},
 	{"cronjob-controller", []schema.GroupVersionResource{cronjobs, jobs}, newCronJob},
-	{"endpointslice-controller", []schema.GroupVersionResource{slices, services, pods, nodes}, newEndpointSlice},
 	{"serviceaccount-controller", []schema.GroupVersionResource{accounts, namespaces}, newServiceAccount},
 	{"disruption-controller", []schema.GroupVersionResource{budgets, pods, replications, replicasets, deployments, statefulsets}, newDisruption},
 	{"garbage-collector", nil, newGarbageCollector},
@@ -188,12 +181,6 @@ func newCronJob(ctx context.Context, cfg Config, _ *rest.Config, client kubernet
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
-}
-
-func newEndpointSlice(ctx context.Context, cfg Config, _ *rest.Config, client kubernetes.Interface) (func(context.Context), error) {
-	core := cfg.Informers.Core().V1()
-	c := endpointslice.NewController(ctx, core.Pods(), core.Services(), core.Nodes(), cfg.Informers.Discovery().V1().EndpointSlices(), maxEndpoints, client, endpointBatch)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
