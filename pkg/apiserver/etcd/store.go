@@ -96,6 +96,9 @@ func memberConfig(dir string, log *slog.Logger) *embed.Config {
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.Dir = dir
 	cfg.ListenPeerUrls, cfg.ListenClientUrls, cfg.ListenClientHttpUrls = nil, nil, nil
+	// A member alone elects itself at the first timeout: a short one is a
+	// quick start, and there is nobody it could be too short for.
+	cfg.TickMs, cfg.ElectionMs = 50, 250
 	cfg.EnableGRPCGateway = false
 	// What a follower would need to catch up is memory here.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 5000, 500
