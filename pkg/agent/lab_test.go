@@ -46,6 +46,7 @@ import (
 // link, pods get 10.99.0.2 and up.
 const (
 	insideEnv = "MESHD_AGENT_TEST_INSIDE"
+	apiEnv    = "MESHD_AGENT_TEST_API"
 	busyImage = "lab.local/busy:1"
 	nodeName  = "n1"
 )
@@ -53,6 +54,9 @@ const (
 func TestMain(m *testing.M) {
 	if os.Getenv(insideEnv) == "" && os.Geteuid() == 0 {
 		os.Exit(enter())
+	}
+	if dir := os.Getenv(apiEnv); dir != "" {
+		os.Exit(apiMain(dir))
 	}
 	os.Exit(m.Run())
 }
@@ -86,7 +90,6 @@ type lab struct {
 	board  *status.Board
 
 	ctrd    *exec.Cmd
-	api     apiserver.Config
 	stopAPI func()
 }
 
@@ -390,7 +393,7 @@ func (l *lab) startAPI() {
 		return cert, key
 	}
 	loop := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
-	cert, key := keep("server", pki.Identity{User: "server", DNSNames: []string{"localhost"}, Addresses: loop})
+	keep("server", pki.Identity{User: "server", DNSNames: []string{"localhost"}, Addresses: loop})
 	if _, err := pki.LoadOrCreateKey(filepath.Join(dir, "sa.key")); err != nil {
 		l.t.Fatal(err)
 	}
@@ -398,20 +401,7 @@ func (l *lab) startAPI() {
 		l.t.Fatal(err)
 	}
 	keep("agent", pki.Identity{User: "agent", DNSNames: []string{nodeName}, Addresses: loop})
-	clientCert, clientKey := keep("client", pki.Identity{User: "meshd-apiserver"})
-	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.Cert)
-	l.api = apiserver.Config{
-		Listen: "127.0.0.1:6443", AdvertiseAddress: netip.MustParseAddr("10.99.0.1"), DataDir: filepath.Join(l.dir, "api"),
-		CACert: filepath.Join(dir, "ca.crt"), ClientCA: filepath.Join(dir, "ca.crt"), ServingCert: cert, ServingKey: key,
-		ServiceAccountKey: filepath.Join(dir, "sa.key"), EncryptionKey: filepath.Join(dir, "enc.key"),
-		AgentTLS: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool},
-	}
-	l.runAPI()
+	keep("client", pki.Identity{User: "meshd-apiserver"})
 	config := func(name string, id pki.Identity) *rest.Config {
 		c, k := keep(name, id)
 		return &rest.Config{Host: "https://127.0.0.1:6443", QPS: -1, TLSClientConfig: rest.TLSClientConfig{
@@ -422,33 +412,63 @@ func (l *lab) startAPI() {
 	if l.admin, err = kubernetes.NewForConfig(l.master); err != nil {
 		l.t.Fatal(err)
 	}
+	l.runAPI()
 	_, err = l.admin.CoreV1().ServiceAccounts("default").Create(context.Background(), &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	if err != nil && !strings.Contains(err.Error(), "already exists") {
 		l.t.Fatal(err)
 	}
 }
 
-// runAPI runs the API server until stopAPI.
+// runAPI runs the API server in a process of its own until stopAPI kills it.
 func (l *lab) runAPI() {
 	l.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	srv, err := apiserver.New(ctx, l.api)
+	log, err := os.OpenFile(filepath.Join(l.dir, "api.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		cancel()
 		l.t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
-	l.stopAPI = sync.OnceFunc(func() { cancel(); <-done })
-	l.t.Cleanup(l.stopAPI)
-	select {
-	case <-srv.Ready():
-	case err := <-done:
-		done <- err
-		l.t.Fatal("API server:", err)
-	case <-time.After(60 * time.Second):
-		l.t.Fatal("API server is not ready")
+	defer log.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), apiEnv+"="+l.dir)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
 	}
+	l.stopAPI = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	l.t.Cleanup(l.stopAPI)
+	l.until("the API server is ready", func() bool {
+		_, err := l.admin.CoreV1().ServiceAccounts("default").List(context.Background(), metav1.ListOptions{})
+		return err == nil
+	})
+}
+
+// apiMain is that process.
+func apiMain(dir string) int {
+	keys := filepath.Join(dir, "pki")
+	file := func(name string) string { return filepath.Join(keys, name) }
+	pair, err := tls.LoadX509KeyPair(file("client.crt"), file("client.key"))
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	pool := x509.NewCertPool()
+	ca, err := pki.LoadCert(file("ca.crt"))
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	pool.AddCert(ca)
+	srv, err := apiserver.New(context.Background(), apiserver.Config{
+		Listen: "127.0.0.1:6443", AdvertiseAddress: netip.MustParseAddr("10.99.0.1"), DataDir: filepath.Join(dir, "api"),
+		CACert: file("ca.crt"), ClientCA: file("ca.crt"), ServingCert: file("server.crt"), ServingKey: file("server.key"),
+		ServiceAccountKey: file("sa.key"), EncryptionKey: file("enc.key"),
+		AgentTLS: &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool},
+	})
+	if err == nil {
+		err = srv.Run(context.Background())
+	}
+	fmt.Println(err)
+	return 1
 }
 
 // startAgent runs an agent until the returned function is called.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -46,11 +47,11 @@ func (w *worker) launch(ctx context.Context, op plan.Op) {
 		w.grace[op.Key()] = op.Grace
 	}
 	w.a.cfg.Log.Debug("pod operation", "pod", w.pod.Name, "namespace", w.pod.Namespace, "op", op.String())
-	w.begin(key, func() error { return w.do(ctx, op) })
+	w.begin(ctx, key, func() error { return w.do(ctx, op) })
 }
 
 // begin runs f beside the worker under a key. The caller holds w.mu.
-func (w *worker) begin(key string, f func() error) {
+func (w *worker) begin(ctx context.Context, key string, f func() error) {
 	w.busy[key] = true
 	w.ops.Go(func() {
 		err := f()
@@ -60,7 +61,9 @@ func (w *worker) begin(key string, f func() error) {
 		if key != statusKey {
 			w.finished++
 		}
-		w.settle(key, err)
+		if ctx.Err() == nil { // else we were stopped, which is no failure
+			w.settle(key, err)
+		}
 		w.mu.Unlock()
 		w.kick()
 	})
@@ -72,16 +75,17 @@ func (w *worker) settle(key string, err error) {
 		delete(w.failures, key)
 		return
 	}
-	if errors.Is(err, context.Canceled) {
-		return
-	}
 	f := plan.Failure{Reason: "Error", Message: err.Error(), Count: w.failures[key].Count + 1, At: time.Now()}
 	var known *failure
 	if errors.As(err, &known) {
 		f.Reason = known.reason
 	}
 	w.failures[key] = f
-	w.a.cfg.Log.Warn("pod operation", "pod", w.pod.Name, "namespace", w.pod.Namespace, "op", key, "again in", time.Until(f.Until()).Round(time.Millisecond), "err", err)
+	level := slog.LevelWarn
+	if key == statusKey && f.Count > 1 {
+		level = slog.LevelDebug // the API is away, and the node says so
+	}
+	w.a.cfg.Log.Log(context.Background(), level, "pod operation failed", "pod", w.pod.Name, "namespace", w.pod.Namespace, "op", key, "again in", time.Until(f.Until()).Round(time.Millisecond), "err", err)
 }
 
 func (w *worker) do(ctx context.Context, op plan.Op) error {
@@ -211,7 +215,7 @@ func (w *worker) report(ctx context.Context, status v1.PodStatus, now time.Time)
 		return f.Until()
 	}
 	pod := w.pod
-	w.begin(key, func() error { return w.writeStatus(ctx, pod, status) })
+	w.begin(ctx, key, func() error { return w.writeStatus(ctx, pod, status) })
 	return time.Time{}
 }
 

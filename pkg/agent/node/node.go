@@ -63,6 +63,7 @@ type Node struct {
 	pushed  time.Time
 	uid     types.UID
 	lease   lease
+	beating bool
 }
 
 // The paces of looking at the node, and of saying again that nothing changed.
@@ -84,10 +85,23 @@ func New(cfg Config) (*Node, error) {
 			cfg.Board.Report("agent/node", err, "check that the API server is reachable and the node's certificate valid")
 		}, Log: cfg.Log})
 	n.beat = reconcile.New(reconcile.Config{Name: "agent/lease", Do: n.renew, Resync: cfg.LeaseInterval, MaxBackoff: cfg.LeaseInterval,
-		Report: func(err error) {
-			cfg.Board.Report("agent/lease", err, "check that the API server is reachable and the node's certificate valid")
-		}, Log: cfg.Log})
+		Report: n.beaten})
 	return n, nil
+}
+
+// beaten tells of the lease when that is news, not every second.
+func (n *Node) beaten(err error) {
+	n.cfg.Board.Report("agent/lease", err, "check that the API server is reachable and the node's certificate valid")
+	n.mu.Lock()
+	news := (err == nil) != n.beating
+	n.beating = err == nil
+	n.mu.Unlock()
+	switch {
+	case news && err == nil:
+		n.cfg.Log.Info("lease is renewed", "node", n.cfg.Name, "every", n.cfg.LeaseInterval)
+	case news:
+		n.cfg.Log.Warn("retrying", "part", "agent/lease", "after", n.cfg.LeaseInterval, "err", err)
+	}
 }
 
 // Run registers the node and keeps it current until ctx ends.

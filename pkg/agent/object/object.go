@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -175,31 +176,51 @@ func (s *Store) get(r Ref) (runtime.Object, error) {
 
 // follow keeps the entry current until ctx ends.
 func (s *Store) follow(ctx context.Context, r Ref, e *entry) {
-	wait := 200 * time.Millisecond
+	const first = 200 * time.Millisecond
+	wait := first
 	for ctx.Err() == nil {
-		obj, err := s.fetch(ctx, r)
-		switch {
-		case err == nil:
-			s.set(r, e, obj, nil)
-			wait = 200 * time.Millisecond
-			err = s.watch(ctx, r, e, obj)
-		case apierrors.IsNotFound(err):
-			s.set(r, e, nil, err)
-			err = s.watch(ctx, r, e, nil)
-		case apierrors.IsForbidden(err):
-			s.set(r, e, nil, err)
-		default:
-			s.recall(r, e)
+		begin := time.Now()
+		err := s.once(ctx, r, e)
+		if ctx.Err() != nil {
+			return
 		}
-		if err != nil {
-			s.cfg.Log.Debug("following object", "kind", r.Kind, "namespace", r.Namespace, "name", r.Name, "again in", wait, "err", err)
+		if time.Since(begin) > 10*time.Second {
+			wait = first
 		}
+		s.cfg.Log.Debug("following object", "kind", r.Kind, "namespace", r.Namespace, "name", r.Name, "again in", wait, "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, 10*time.Second)
 	}
+}
+
+// once gets the object and follows it as long as the watch lives. The watch is
+// opened first, so that nothing happens between the two unseen. It is opened at
+// no version: that of an object which has not changed for long may be one the
+// API no longer remembers.
+func (s *Store) once(ctx context.Context, r Ref, e *entry) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, watchErr := s.open(ctx, r)
+	if watchErr == nil {
+		defer w.Stop()
+	}
+	obj, err := s.fetch(ctx, r)
+	switch {
+	case err == nil:
+		s.set(r, e, obj, nil)
+	case apierrors.IsNotFound(err), apierrors.IsForbidden(err):
+		s.set(r, e, nil, err)
+	default:
+		s.recall(r, e)
+		return err
+	}
+	if watchErr != nil {
+		return watchErr
+	}
+	return s.watch(ctx, r, e, w)
 }
 
 func (s *Store) fetch(ctx context.Context, r Ref) (runtime.Object, error) {
@@ -218,16 +239,7 @@ func notNil[T runtime.Object](obj T, err error) (runtime.Object, error) {
 	return obj, nil
 }
 
-func (s *Store) watch(ctx context.Context, r Ref, e *entry, from runtime.Object) error {
-	opts := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", r.Name).String(), AllowWatchBookmarks: true}
-	if m, ok := from.(metav1.Object); ok {
-		opts.ResourceVersion = m.GetResourceVersion()
-	}
-	w, err := s.open(ctx, r, opts)
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
+func (s *Store) watch(ctx context.Context, r Ref, e *entry, w watch.Interface) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -238,9 +250,13 @@ func (s *Store) watch(ctx context.Context, r Ref, e *entry, from runtime.Object)
 			}
 			switch ev.Type {
 			case watch.Added, watch.Modified:
-				s.set(r, e, ev.Object, nil)
+				if !s.stale(e, ev.Object) {
+					s.set(r, e, ev.Object, nil)
+				}
 			case watch.Deleted:
-				s.set(r, e, nil, apierrors.NewNotFound(schema.GroupResource{Resource: r.Kind}, r.Name))
+				if !s.stale(e, ev.Object) {
+					s.set(r, e, nil, apierrors.NewNotFound(schema.GroupResource{Resource: r.Kind}, r.Name))
+				}
 			case watch.Error:
 				return apierrors.FromObject(ev.Object)
 			}
@@ -248,7 +264,25 @@ func (s *Store) watch(ctx context.Context, r Ref, e *entry, from runtime.Object)
 	}
 }
 
-func (s *Store) open(ctx context.Context, r Ref, opts metav1.ListOptions) (watch.Interface, error) {
+// stale reports whether an object is older than the one we have.
+func (s *Store) stale(e *entry, obj runtime.Object) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.obj != nil && number(obj) < number(e.obj)
+}
+
+// number of an object's resource version.
+func number(obj runtime.Object) uint64 {
+	m, ok := obj.(metav1.Object)
+	if !ok {
+		return 0
+	}
+	n, _ := strconv.ParseUint(m.GetResourceVersion(), 10, 64)
+	return n
+}
+
+func (s *Store) open(ctx context.Context, r Ref) (watch.Interface, error) {
+	opts := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", r.Name).String()}
 	if r.Kind == "secrets" {
 		return s.cfg.Client.CoreV1().Secrets(r.Namespace).Watch(ctx, opts)
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"meshd.dev/pkg/agent/plan"
 )
@@ -113,7 +112,7 @@ func (c *computation) gates(s *v1.PodStatus) (bool, string, string) {
 // words differ.
 func (c *computation) set(s *v1.PodStatus, k v1.PodCondition) {
 	k.ObservedGeneration = c.Pod.Generation
-	k.LastTransitionTime = metav1.NewTime(c.Now)
+	k.LastTransitionTime = stamp(c.Now)
 	for i := range s.Conditions {
 		if s.Conditions[i].Type != k.Type {
 			continue

@@ -41,7 +41,7 @@ func Compute(in Input) v1.PodStatus {
 	s.InitContainerStatuses = c.containers(in.Pod.Spec.InitContainers, old.InitContainerStatuses, true)
 	s.ContainerStatuses = c.containers(in.Pod.Spec.Containers, old.ContainerStatuses, false)
 	if s.StartTime == nil && !in.StartTime.IsZero() {
-		t := metav1.NewTime(in.StartTime)
+		t := stamp(in.StartTime)
 		s.StartTime = &t
 	}
 	c.addresses(&s)
@@ -51,6 +51,9 @@ func Compute(in Input) v1.PodStatus {
 }
 
 type computation struct{ Input }
+
+// stamp is a time as the API keeps it: finer ones would differ for ever.
+func stamp(t time.Time) metav1.Time { return metav1.NewTime(t.Truncate(time.Second)) }
 
 func (c *computation) containers(specs []v1.Container, old []v1.ContainerStatus, init bool) []v1.ContainerStatus {
 	var out []v1.ContainerStatus
@@ -88,7 +91,7 @@ func (c *computation) container(spec *v1.Container, old *v1.ContainerStatus, ini
 	h := c.Health[cur.ID]
 	switch cur.State {
 	case plan.Running:
-		s.State.Running = &v1.ContainerStateRunning{StartedAt: metav1.NewTime(cur.Started)}
+		s.State.Running = &v1.ContainerStateRunning{StartedAt: stamp(cur.Started)}
 		s.Started = &h.Started
 		s.Ready = h.Started && h.Ready
 		if init && !plan.IsSidecar(spec) {
@@ -162,10 +165,10 @@ func (c *computation) terminated(k *plan.Container) v1.ContainerState {
 		ContainerID: c.Runtime + "://" + k.ID,
 	}
 	if !k.Started.IsZero() {
-		t.StartedAt = metav1.NewTime(k.Started)
+		t.StartedAt = stamp(k.Started)
 	}
 	if !k.Finished.IsZero() {
-		t.FinishedAt = metav1.NewTime(k.Finished)
+		t.FinishedAt = stamp(k.Finished)
 	}
 	return v1.ContainerState{Terminated: t}
 }
