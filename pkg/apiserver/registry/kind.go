@@ -123,3 +123,6 @@ func (k *Kind) printer() *printer {
 	}
 	return k.Print
 }
+
+// Cells are what kubectl shows of obj, in the order of the columns.
+func (k *Kind) Cells(obj runtime.Object) []any { return k.printer().cells(obj) }

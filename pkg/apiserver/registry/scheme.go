@@ -25,6 +25,10 @@ func NewScheme() *runtime.Scheme {
 	metav1.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
 	s.AddUnversionedTypes(schema.GroupVersion{Version: "v1"},
 		&metav1.Status{}, &metav1.APIVersions{}, &metav1.APIGroupList{}, &metav1.APIGroup{}, &metav1.APIResourceList{})
+	// Of a kind with several versions the stored one is the internal one.
+	for _, k := range Kinds() {
+		s.AddKnownTypes(schema.GroupVersion{Group: k.Group, Version: runtime.APIVersionInternal}, k.Object, k.List)
+	}
 	for _, gv := range s.PrioritizedVersionsAllGroups() {
 		addInternal(s, gv)
 	}
@@ -36,7 +40,7 @@ func NewScheme() *runtime.Scheme {
 }
 
 // addInternal registers the types of gv once more as internal version of
-// their group. Of two versions of a group the first one registered wins.
+// their group, where there is none yet.
 func addInternal(s *runtime.Scheme, gv schema.GroupVersion) {
 	if gv.Version == runtime.APIVersionInternal || gv.Group == eventsv1.GroupName {
 		return

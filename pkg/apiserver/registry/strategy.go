@@ -106,9 +106,13 @@ func (s *strategy) ValidateDeclaratively(ctx context.Context, obj, old runtime.O
 	return s.declared.ValidateDeclaratively(ctx, obj, old, errs, op, c)
 }
 
-// DeclarativeValidationConfig names the options tags ask for; all are alpha.
+// DeclarativeValidationConfig gives the options that the generated validation
+// of our kinds asks for, as Kubernetes has them by default; an option that is
+// not named is an error of every write of the kind.
 func (s *strategy) DeclarativeValidationConfig(context.Context, runtime.Object, runtime.Object) rest.DeclarativeValidationConfig {
-	return rest.DeclarativeValidationConfig{Options: map[string]bool{"WorkloadWithJob": false}, ShortCircuitMismatch: true}
+	return rest.DeclarativeValidationConfig{Options: map[string]bool{
+		"WorkloadWithJob": false, "InPlacePodVerticalScalingSchedulerPreemption": false, "HPAScaleToZero": true,
+	}, ShortCircuitMismatch: true}
 }
 
 func (s *strategy) WarningsOnCreate(context.Context, runtime.Object) []string { return nil }
