@@ -15,7 +15,9 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -68,6 +70,8 @@ func TestBehaviour(t *testing.T) {
 		{"roles decide, and nobody gives more than he has", roles},
 		{"aggregated roles are filled", aggregatedRoles},
 		{"a service account has tokens that end with it", tokens},
+		{"an agent sees what its pods need and no more", agents},
+		{"an autoscaler is stored as it came", autoscalers},
 		{"an eviction asks the budget", evictions},
 		{"dry run changes nothing", dryRun},
 		{"unknown fields are refused when asked to", strictFields},
@@ -643,6 +647,49 @@ func tokens(t *testing.T, c *cluster, ns string) {
 	config.BearerToken = "none.such.token"
 	if _, err := kubernetes.NewForConfigOrDie(config).CoreV1().Pods(ns).List(ctx, metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
 		t.Errorf("with a token of somebody else: %v", err)
+	}
+}
+
+func agents(t *testing.T, c *cluster, ns string) {
+	ctx := t.Context()
+	agent := c.client("system:node:n-"+ns, "system:nodes")
+	name := "n-" + ns
+	node := must(agent.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(t)
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	must(agent.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}))(t)
+	if _, err := agent.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other-" + ns}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("it made another node: %v", err)
+	}
+	cidr := []byte(`{"spec":{"podCIDR":"10.244.9.0/24","podCIDRs":["10.244.9.0/24"]}}`)
+	if _, err := agent.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, cidr, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("it gave itself addresses: %v", err)
+	}
+	must(agent.CoordinationV1().Leases("kube-node-lease").Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(t)
+	for _, s := range []string{"mine", "other"} {
+		must(c.admin.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: s}}, metav1.CreateOptions{}))(t)
+	}
+	p := pod("p")
+	p.Spec.NodeName = name
+	p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "mine"}}}}
+	must(c.admin.CoreV1().Pods(ns).Create(ctx, p, metav1.CreateOptions{}))(t)
+	if l := must(agent.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name}))(t); len(l.Items) != 1 {
+		t.Errorf("it sees %d pods of its own, want 1", len(l.Items))
+	}
+	eventually(t, func() error {
+		_, err := agent.CoreV1().Secrets(ns).Get(ctx, "mine", metav1.GetOptions{})
+		return err
+	})
+	if _, err := agent.CoreV1().Secrets(ns).Get(ctx, "other", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("it read a secret none of its pods uses: %v", err)
+	}
+}
+
+func autoscalers(t *testing.T, c *cluster, ns string) {
+	h := must(c.admin.AutoscalingV2().HorizontalPodAutoscalers(ns).Create(t.Context(), &autoscalingv2.HorizontalPodAutoscaler{ObjectMeta: metav1.ObjectMeta{Name: "h"}, Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+		ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "d"}, MaxReplicas: 4,
+	}}, metav1.CreateOptions{}))(t)
+	if *h.Spec.MinReplicas != 1 || h.Spec.Metrics[0].Resource.Name != corev1.ResourceCPU {
+		t.Errorf("stored as %+v", h.Spec)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"meshd.dev/pkg/apiserver"
+	"meshd.dev/pkg/apiserver/testcerts"
 )
 
 const eventuallyTimeout = 30 * time.Second
@@ -84,6 +85,8 @@ func TestConfigErrors(t *testing.T) {
 		{"two ranges of a family", func(c *apiserver.Config) { c.ServiceCIDRs[1] = c.ServiceCIDRs[0] }, "want at most one of each family"},
 		{"no key", func(c *apiserver.Config) { c.ServingKey = "" }, "serving key: want a file"},
 		{"a short encryption key", func(c *apiserver.Config) { c.EncryptionKey = c.CACert }, "want 32"},
+		{"a serving certificate of another CA", func(c *apiserver.Config) { other, _ := testcerts.New(t.TempDir()); c.CACert = other.File("ca.crt") }, "check serving certificate"},
+		{"a key that does not fit", func(c *apiserver.Config) { c.ServingKey = c.ServiceAccountKey }, "read serving certificate"},
 		{"a CA that is none", func(c *apiserver.Config) { c.ClientCA = c.EncryptionKey }, "client CA"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

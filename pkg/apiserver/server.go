@@ -39,6 +39,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure API server: %w", err)
 	}
+	if err := checkServing(cfg); err != nil {
+		return nil, fmt.Errorf("configure API server: %w", err)
+	}
 	s := &Server{cfg: cfg, ready: make(chan struct{})}
 	done := false
 	defer func() {
