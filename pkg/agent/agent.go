@@ -206,7 +206,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.watchPods(ctx) })
 	group.Go(func() error { return a.keepHouse(ctx) })
 	group.Go(func() error {
-		return exits.Run(ctx, exits.Config{Client: a.rt, Exit: a.exited, Connected: a.relist.Kick, Log: a.cfg.Log})
+		return exits.Run(ctx, exits.Config{Client: a.rt, Exit: a.exited, Connected: func() { a.connected(ctx) }, Log: a.cfg.Log})
 	})
 	err = group.Wait()
 	a.wg.Wait()

@@ -36,6 +36,7 @@ func TestPods(t *testing.T) {
 		{"pull", pullPod, pullStory},
 		{"deadline", deadlinePod, deadlineStory},
 		{"limits", limitsPod, limitsStory},
+		{"doors", doorsPod, doorsStory},
 		{"goodbye", goodbyePod, goodbyeStory},
 	} {
 		p := story.pod(l)

@@ -238,7 +238,7 @@ func (w *worker) writeStatus(ctx context.Context, pod *v1.Pod, status v1.PodStat
 	case err != nil:
 		return fmt.Errorf("write pod status: %w", err)
 	}
-	w.update(written)
+	w.written(written)
 	return nil
 }
 

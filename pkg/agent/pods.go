@@ -198,6 +198,22 @@ func (a *Agent) exited(e agentruntime.Exit) {
 	w.kick()
 }
 
+// connected looks at everything when events begin to flow, and some times more:
+// of a death just before, CRI may tell only when the runtime has cleaned up.
+func (a *Agent) connected(ctx context.Context) {
+	a.relist.Kick()
+	a.wg.Go(func() {
+		for _, d := range []time.Duration{200 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second} {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(d):
+				a.relist.Kick()
+			}
+		}
+	})
+}
+
 // objectsChanged has the pods look at their config maps and secrets anew.
 func (a *Agent) objectsChanged(uids []types.UID) {
 	a.mu.Lock()

@@ -31,6 +31,8 @@ type worker struct {
 	gone     bool    // the API has no such pod
 	over     bool    // nothing is left to do
 	finished int     // operations that ended
+	wrote    string  // resource version of our own last write
+	wroteAt  time.Time
 	seen     plan.Observed
 	busy     map[string]bool
 	grace    map[string]time.Duration // of kills under way, by Op.Key
@@ -93,21 +95,42 @@ func (w *worker) object() *v1.Pod {
 	return w.pod
 }
 
-// update takes a newer object of the pod. An older one, as a watch may bring
-// behind the answer to a write, is dropped.
+// own writes are known before the watch tells of them; for so long what the
+// watch says may be older.
+const watchLag = 10 * time.Second
+
+// update takes the object as the watch shows it, unless it is of before our own
+// last write.
 func (w *worker) update(pod *v1.Pod) {
 	w.mu.Lock()
-	if older(pod.ResourceVersion, w.pod.ResourceVersion) {
-		w.mu.Unlock()
-		return
+	late := older(pod.ResourceVersion, w.wrote) && time.Since(w.wroteAt) < watchLag
+	if !late {
+		w.take(pod)
 	}
+	w.mu.Unlock()
+	if !late {
+		w.kick()
+	}
+}
+
+// written takes the API's answer to our own write.
+func (w *worker) written(pod *v1.Pod) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if older(pod.ResourceVersion, w.pod.ResourceVersion) {
+		return // the watch was quicker
+	}
+	w.wrote, w.wroteAt = pod.ResourceVersion, time.Now()
+	w.take(pod)
+}
+
+// take makes pod the object. The caller holds w.mu.
+func (w *worker) take(pod *v1.Pod) {
 	if !equality.Semantic.DeepEqual(pod.Labels, w.pod.Labels) || !equality.Semantic.DeepEqual(pod.Annotations, w.pod.Annotations) {
 		w.volumes.stale = true
 	}
 	w.pod = pod
 	w.gone = false
-	w.mu.Unlock()
-	w.kick()
 }
 
 // vanish says that the API has no such pod any more.
@@ -252,7 +275,7 @@ func (w *worker) probe(obs plan.Observed) {
 	w.mu.Unlock()
 	var list []probe.Running
 	ips := podstatus.PodIPs(pod, obs.Sandbox(), w.a.nodeIPs)
-	if pod.DeletionTimestamp == nil && len(ips) > 0 {
+	if len(ips) > 0 {
 		for i := range obs.Containers {
 			c := &obs.Containers[i]
 			spec := podspec.Find(pod, c.Name)

@@ -76,7 +76,7 @@ func do(step []string) error {
 		wait()
 	case "deaf":
 		signal.Ignore(syscall.SIGTERM)
-		select {}
+		time.Sleep(time.Hour)
 	case "http":
 		go serve(arg(1))
 		wait()
