@@ -36,6 +36,7 @@ import (
 // TestBehaviour is what a client of the API may rely on. Each case has a
 // namespace of its own.
 func TestBehaviour(t *testing.T) {
+	t.Parallel()
 	ca, cfg := files(t)
 	cfg.Handlers = map[string]http.Handler{"/hello": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, len(r.TLS.PeerCertificates))

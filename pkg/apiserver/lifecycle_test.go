@@ -32,7 +32,7 @@ func TestRestart(t *testing.T) {
 	c := start(t, ca, cfg)
 	c.stop()
 	before := runtime.NumGoroutine()
-	for i := range 3 {
+	for i := range 2 {
 		c := start(t, ca, cfg)
 		maps := c.admin.CoreV1().ConfigMaps("default")
 		must(maps.Create(t.Context(), configMap(fmt.Sprintf("m%d", i)), metav1.CreateOptions{}))(t)
@@ -112,6 +112,7 @@ const widgetCRD = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourc
 // TestCustomResources: a definition makes a resource that validates, is in
 // both forms of discovery, and outlives a restart.
 func TestCustomResources(t *testing.T) {
+	t.Parallel()
 	ca, cfg := files(t)
 	c := start(t, ca, cfg)
 	crd := &unstructured.Unstructured{}
@@ -148,6 +149,7 @@ func TestCustomResources(t *testing.T) {
 
 // TestKubectl: the tool people use, against the server.
 func TestKubectl(t *testing.T) {
+	t.Parallel()
 	kubectl, err := exec.LookPath("kubectl")
 	if err != nil {
 		t.Skip("kubectl is not installed")
