@@ -12,21 +12,19 @@ import (
 	"meshd.dev/pkg/agent/plan"
 )
 
-// TestAway is the story of a node whose parts go away one after the other: the
+// away is the story of a node whose parts go away one after the other: the
 // agent, the API, containerd. Pods live on, and what died meanwhile is raised.
-func TestAway(t *testing.T) {
-	l := newLab(t)
-	stop := l.startAgent()
+func away(t *testing.T, l *lab, stop func()) {
 	ctx := context.Background()
-	_, err := l.admin.CoreV1().Secrets("default").Create(ctx, &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "sec"}, Data: map[string][]byte{"k": []byte("v")}}, metav1.CreateOptions{})
+	_, err := l.admin.CoreV1().Secrets("default").Create(ctx, &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "away"}, Data: map[string][]byte{"k": []byte("v")}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	withSecret := container("main", "need", "/sec/k", ";", "wait")
-	withSecret.EnvFrom = []v1.EnvFromSource{{SecretRef: &v1.SecretEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "sec"}}}}
-	withSecret.VolumeMounts = []v1.VolumeMount{{Name: "sec", MountPath: "/sec"}}
+	withSecret.EnvFrom = []v1.EnvFromSource{{SecretRef: &v1.SecretEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "away"}}}}
+	withSecret.VolumeMounts = []v1.VolumeMount{{Name: "away", MountPath: "/sec"}}
 	p := pod("stay", withSecret)
-	p.Spec.Volumes = []v1.Volume{{Name: "sec", VolumeSource: v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "sec"}}}}
+	p.Spec.Volumes = []v1.Volume{{Name: "away", VolumeSource: v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "away"}}}}
 	l.create(p)
 	l.create(pod("die", container("main", "wait")))
 	for _, name := range []string{"gone", "other", "last"} {

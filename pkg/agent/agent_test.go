@@ -16,38 +16,50 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// TestPods runs every kind of pod at once on one machine and looks at each.
-func TestPods(t *testing.T) {
+// TestNode is the life of one machine: first every kind of pod at once, then
+// its parts go away one after the other.
+func TestNode(t *testing.T) {
 	l := newLab(t)
-	l.startAgent()
+	stop := l.startAgent()
 	l.until("the node is ready", l.nodeReady)
-	for _, story := range []struct {
+	t.Run("pods", func(t *testing.T) { everyPod(t, l.in(t)) })
+	t.Run("away", func(t *testing.T) { away(t, l.in(t), stop) })
+}
+
+func everyPod(t *testing.T, l *lab) {
+	stories := []struct {
 		name string
 		pod  func(*lab) *v1.Pod
 		then func(*testing.T, *lab)
 	}{
+		{"goodbye", goodbyePod, goodbyeStory},
 		{"restart", restartPod, restartStory},
 		{"shim", shimPod, shimStory},
+		{"probes", probesPod, probesStory},
 		{"init", initPod, initStory},
 		{"volumes", volumesPod, volumesStory},
-		{"probes", probesPod, probesStory},
+		{"doors", doorsPod, doorsStory},
+		{"limits", limitsPod, limitsStory},
 		{"ends", endsPod, endsStory},
+		{"deadline", deadlinePod, deadlineStory},
 		{"refused", refusedPod, refusedStory},
 		{"pull", pullPod, pullStory},
-		{"deadline", deadlinePod, deadlineStory},
-		{"limits", limitsPod, limitsStory},
-		{"doors", doorsPod, doorsStory},
-		{"goodbye", goodbyePod, goodbyeStory},
-	} {
+	}
+	for _, story := range stories {
 		p := story.pod(l)
 		p.Name = story.name
 		l.create(p)
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("%s: %+v", story.name, l.get(story.name).Status)
-			}
+	}
+	for _, story := range stories {
+		t.Run(story.name, func(t *testing.T) {
+			l := l.in(t)
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("%s: %+v", story.name, l.get(story.name).Status)
+				}
+			})
+			story.then(t, l)
 		})
-		defer func() { t.Run(story.name, func(t *testing.T) { story.then(t, l.in(t)) }) }()
 	}
 }
 

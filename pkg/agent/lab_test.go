@@ -77,9 +77,13 @@ func enter() int {
 	return 0
 }
 
-// lab is one machine with containerd and an API server.
+// lab is one machine with containerd and an API server, as one test sees it.
 type lab struct {
-	t      *testing.T
+	t *testing.T
+	*machine
+}
+
+type machine struct {
 	dir    string
 	cri    string
 	admin  kubernetes.Interface
@@ -107,7 +111,7 @@ func newLab(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, dir: dir, board: &status.Board{}, cri: filepath.Join(dir, "c.sock")}
+	l := &lab{t, &machine{dir: dir, board: &status.Board{}, cri: filepath.Join(dir, "c.sock")}}
 	t.Cleanup(func() { l.clean() })
 	run(t, "ip", "link", "set", "lo", "up")
 	l.network()
@@ -598,12 +602,8 @@ func (l *lab) pidOf(uid types.UID, container string) int {
 	return 0
 }
 
-// in is the lab for a test of its own name.
-func (l *lab) in(t *testing.T) *lab {
-	c := *l
-	c.t = t
-	return &c
-}
+// in is the lab for a test of its own.
+func (l *lab) in(t *testing.T) *lab { return &lab{t, l.machine} }
 
 func (l *lab) nodeReady() bool {
 	n, err := l.admin.CoreV1().Nodes().Get(context.Background(), nodeName, metav1.GetOptions{})
