@@ -55,7 +55,7 @@ type problem struct {
 const startingTime = 30 * time.Second
 
 func judge(f facts, now time.Time) report {
-	r := report{Daemon: f.daemon, Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
+	r := report{Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
 	r.daemon(f)
 	if f.apiErr != nil {
 		r.add("api", f.apiErr.Error(), "is `meshd server` running on the server, and can this machine reach it? `journalctl -u meshd` there")
@@ -76,6 +76,9 @@ func (r *report) daemon(f facts) {
 		r.add("meshd on this machine", f.daemonErr.Error(), "start it: `systemctl start meshd`, or `meshd server` / `meshd join`; pods and tunnels go on without it")
 		return
 	}
+	d := *f.daemon
+	d.Tunnels = nil // they stand beside it
+	r.Daemon = &d
 	r.Tunnels = append(r.Tunnels, f.daemon.Tunnels...)
 	dns, seen := "up", false
 	for _, c := range f.daemon.Checks {

@@ -51,7 +51,7 @@ type Document struct {
 	Time    time.Time `json:"time"`
 	Started time.Time `json:"started"`
 	Checks  []Check   `json:"checks"`
-	Tunnels []Tunnel  `json:"tunnels"`
+	Tunnels []Tunnel  `json:"tunnels,omitempty"`
 }
 
 // Healthy reports whether every check is.
