@@ -55,21 +55,23 @@ func stacks() string {
 	return string(b[:runtime.Stack(b, true)])
 }
 
-// TestStopEarly: a server can be stopped while it starts.
+// TestStopEarly: a server can be told to end before and while it starts.
 func TestStopEarly(t *testing.T) {
 	_, cfg := files(t)
-	s, err := apiserver.New(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := s.Run(ctx); err != nil {
-		t.Errorf("run: %v", err)
+	for _, after := range []time.Duration{0, 50 * time.Millisecond} {
+		s, err := apiserver.New(t.Context(), cfg)
+		if err != nil {
+			t.Fatalf("before the end after %v: %v", after, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		if err := s.Run(ctx); err != nil {
+			t.Errorf("run for %v: %v", after, err)
+		}
+		cancel()
 	}
 	again, err := apiserver.New(t.Context(), cfg)
 	if err != nil {
-		t.Fatalf("after an early end: %v", err)
+		t.Fatalf("after early ends: %v", err)
 	}
 	again.Close()
 }

@@ -96,33 +96,54 @@ func (s *Server) Close() {
 func (s *Server) Run(ctx context.Context) error {
 	defer s.store.Close()
 	defer s.listener.Close()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
+	if ctx.Err() != nil {
+		s.crds.GenericAPIServer.Destroy()
+		return nil
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	prepared := s.crds.GenericAPIServer.PrepareRun()
 	group.Go(func() error {
-		defer stop()
-		if err := prepared.RunWithContext(ctx); err != nil {
+		if err := prepared.RunWithContext(serving); err != nil {
 			return fmt.Errorf("serve the API: %w", err)
 		}
 		return nil
 	})
 	group.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.store.Stopped():
-			return errors.New("serve the API: the embedded etcd stopped")
-		}
+		defer stop()
+		return s.untilEnd(ctx)
 	})
-	group.Go(func() error { s.awaitReady(ctx); return nil })
+	group.Go(func() error { s.awaitReady(serving); return nil })
 	for _, f := range s.run {
-		group.Go(func() error { return f(ctx) })
+		group.Go(func() error { return f(serving) })
 	}
 	err := group.Wait()
-	// Informers end with ctx; what they started must be gone when Run is.
+	// Informers end with the server; what they started must be gone when Run is.
 	s.parts.informers.Shutdown()
 	s.crds.Informers.Shutdown()
+	return err
+}
+
+// startTimeout bounds how long a server that is told to end goes on starting.
+const startTimeout = 15 * time.Second
+
+// untilEnd returns when the server shall stop: its context or its store has
+// ended, but not while it still starts, because k8s.io/apiserver ends the
+// whole process when a start hook is cut short.
+func (s *Server) untilEnd(ctx context.Context) error {
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-s.store.Stopped():
+		err = errors.New("serve the API: the embedded etcd stopped")
+	}
+	timeout := time.NewTimer(startTimeout)
+	defer timeout.Stop()
+	select {
+	case <-s.ready:
+	case <-timeout.C:
+	}
 	return err
 }
 
