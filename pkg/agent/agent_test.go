@@ -42,6 +42,7 @@ func everyPod(t *testing.T, l *lab) {
 		{"limits", limitsPod, limitsStory},
 		{"ends", endsPod, endsStory},
 		{"deadline", deadlinePod, deadlineStory},
+		{"hungry", hungryPod, hungryStory},
 		{"refused", refusedPod, refusedStory},
 		{"pull", pullPod, pullStory},
 	}
@@ -329,6 +330,23 @@ func deadlineStory(t *testing.T, l *lab) {
 	p := l.phase("deadline", v1.PodFailed)
 	if p.Status.Reason != "DeadlineExceeded" {
 		t.Errorf("reason is %q", p.Status.Reason)
+	}
+}
+
+func hungryPod(*lab) *v1.Pod {
+	small := resource.MustParse("4Ki")
+	c := container("main", "write", "/v/a", strings.Repeat("x", 20<<10), ";", "wait")
+	c.VolumeMounts = []v1.VolumeMount{{Name: "v", MountPath: "/v"}}
+	p := pod("", c)
+	p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: &small}}}}
+	return p
+}
+
+// A pod that takes more of the disk than it asked for is ended.
+func hungryStory(t *testing.T, l *lab) {
+	p := l.phase("hungry", v1.PodFailed)
+	if p.Status.Reason != "Evicted" || !strings.Contains(p.Status.Message, "EmptyDir") {
+		t.Errorf("it ended with %s: %s", p.Status.Reason, p.Status.Message)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 func (a *Agent) keepHouse(ctx context.Context) error {
 	images := &imageUse{since: map[string]time.Time{}}
 	do := func(ctx context.Context) error {
-		err := errors.Join(a.rotateLogs(ctx), a.removeOrphans(ctx), a.collectImages(ctx, images))
+		err := errors.Join(a.rotateLogs(ctx), a.removeOrphans(ctx), a.evictHungry(ctx), a.collectImages(ctx, images))
 		a.cfg.Board.Report("agent/housekeeping", err, "see the log of meshd")
 		return err
 	}

@@ -249,12 +249,13 @@ func (l *lab) clean() {
 	}
 	if l.rt != nil {
 		pods, _ := l.rt.List(context.Background())
+		var wg sync.WaitGroup
 		for _, p := range pods {
 			for _, s := range p.Sandboxes {
-				_ = l.rt.StopSandbox(context.Background(), s.ID)
-				_ = l.rt.RemoveSandbox(context.Background(), s.ID)
+				wg.Go(func() { _ = l.rt.RemoveSandbox(context.Background(), s.ID) })
 			}
 		}
+		wg.Wait()
 		_ = l.rt.Close()
 	}
 	l.stopContainerd()

@@ -168,33 +168,42 @@ func (w *worker) createSandbox(ctx context.Context, pod *v1.Pod, op plan.Op) err
 	return nil
 }
 
-// forget ends the pod on this node: its object goes for good.
+// forget ends the pod on this node. Its object goes last, so that who sees it
+// gone finds nothing left of it here.
 func (w *worker) forget(ctx context.Context, pod *v1.Pod) error {
-	w.mu.Lock()
-	gone := w.gone
-	w.mu.Unlock()
-	if !gone {
-		ctx, cancel := context.WithTimeout(ctx, apiLimit)
-		defer cancel()
-		now := int64(0)
-		err := w.a.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
-			GracePeriodSeconds: &now, Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
-		})
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return fmt.Errorf("delete pod: %w", err)
-		}
+	if err := os.RemoveAll(podspec.LogDir(w.a.cfg.PodLogDir, pod)); err != nil {
+		return err
 	}
 	if err := w.a.checkpoints.remove(w.uid); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(podspec.LogDir(w.a.cfg.PodLogDir, pod)); err != nil {
-		return err
+	w.mu.Lock()
+	gone := w.gone
+	w.mu.Unlock()
+	if !gone {
+		if err := w.deleteObject(ctx, pod); err != nil {
+			return err
+		}
 	}
 	w.a.objects.Hold(w.uid, nil)
 	w.mu.Lock()
 	w.over = true
 	w.mu.Unlock()
 	w.a.cfg.Log.Info("pod ended", "pod", pod.Name, "namespace", pod.Namespace, "uid", w.uid)
+	return nil
+}
+
+// deleteObject deletes exactly this pod's object, for good.
+func (w *worker) deleteObject(ctx context.Context, pod *v1.Pod) error {
+	ctx, cancel := context.WithTimeout(ctx, apiLimit)
+	defer cancel()
+	now := int64(0)
+	err := w.a.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+		GracePeriodSeconds: &now, Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
+	})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("delete pod: %w", err)
+	}
 	return nil
 }
 

@@ -40,6 +40,7 @@ type worker struct {
 	down     map[string]bool
 	volumes  volumeState
 	start    time.Time
+	evicted  string                 // why the pod is ended
 	known    map[string]plan.Health // reported health of containers adopted
 	told     map[string]string      // what events were sent for already
 }
@@ -241,7 +242,7 @@ func (w *worker) sync(ctx context.Context) time.Time {
 func (w *worker) input(obs plan.Observed, now time.Time) plan.Input {
 	in := plan.Input{
 		Pod: w.pod, Observed: obs, Health: w.prober.Health(), Failures: w.failures, Busy: w.busy,
-		Down: w.down, VolumesReady: w.volumes.ready, VolumesGone: w.volumes.gone, Gone: w.gone,
+		Down: w.down, VolumesReady: w.volumes.ready, VolumesGone: w.volumes.gone, Gone: w.gone, Evicted: w.evicted,
 		StartTime: w.start, Hash: podspec.Hash, Now: now,
 	}
 	if !w.gone {

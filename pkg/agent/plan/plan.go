@@ -60,6 +60,8 @@ type Input struct {
 	VolumesGone bool
 	// Gone: the API has no such pod any more.
 	Gone bool
+	// Evicted says why the node ends the pod; empty when it does not.
+	Evicted string
 	// Unsupported names what the pod asks and this agent cannot give.
 	Unsupported string
 	// StartTime is when the node first saw the pod.
@@ -139,6 +141,9 @@ func (p *planner) decide() {
 	case reason != "":
 		p.Failed, p.FailedMessage = reason, message
 		p.stop("Pod ran longer than activeDeadlineSeconds")
+	case p.Evicted != "":
+		p.Failed, p.FailedMessage = "Evicted", p.Evicted
+		p.stop("Pod is evicted")
 	case p.Pod.Status.Phase == v1.PodFailed || p.Pod.Status.Phase == v1.PodSucceeded:
 		p.stop("Pod has ended")
 	case p.Unsupported != "":

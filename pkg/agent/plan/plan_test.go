@@ -86,6 +86,8 @@ func parseWord(t *testing.T, in *Input, word string) {
 		spec.ActiveDeadlineSeconds = &n
 	case key == "phase":
 		in.Pod.Status.Phase = v1.PodPhase(value)
+	case key == "evicted":
+		in.Evicted = "too big"
 	case key == "unsupported":
 		in.Unsupported = "spec.x: no"
 	case key == "known":
@@ -262,6 +264,7 @@ func TestNext(t *testing.T) {
 
 		{"deadlines are kept", "deadline=90 app=x s0 x#0@s0:run", "wake in 30s"},
 		{"and end the pod", "deadline=60 app=x s0 x#0@s0:run", "kill container x (x#0) within 30s: Pod ran longer than activeDeadlineSeconds; failed: DeadlineExceeded"},
+		{"eviction ends it too", "evicted app=x s0 x#0@s0:run", "kill container x (x#0) within 30s: Pod is evicted; failed: Evicted"},
 		{"what is not supported is said", "unsupported app=x novolumes", "x waits: Unsupported"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -204,6 +204,21 @@ func (c *Client) PortForward(ctx context.Context, req *cri.PortForwardRequest) (
 	return r.GetUrl(), err
 }
 
+// WritableBytes is what each container wrote into its own layer, by ID.
+func (c *Client) WritableBytes(ctx context.Context) (map[string]int64, error) {
+	r, err := call(ctx, quick, "ask what containers use", func(ctx context.Context) (*cri.ListContainerStatsResponse, error) {
+		return c.rt.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int64{}
+	for _, s := range r.Stats {
+		out[s.GetAttributes().GetId()] = int64(s.GetWritableLayer().GetUsedBytes().GetValue())
+	}
+	return out, nil
+}
+
 // ReopenLog makes the runtime open a container's log file anew.
 func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	_, err := call(ctx, quick, "reopen log of container "+id, func(ctx context.Context) (*cri.ReopenContainerLogResponse, error) {

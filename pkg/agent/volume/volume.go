@@ -48,6 +48,9 @@ type Facts struct {
 
 func (v *Volumes) podDir(uid types.UID) string { return filepath.Join(v.cfg.Dir, string(uid)) }
 
+// Dir is the folder of a volume that is made here, such as an emptyDir.
+func (v *Volumes) Dir(uid types.UID, name string) string { return v.dir(uid, name) }
+
 // dir is the folder of a volume that this package makes itself.
 func (v *Volumes) dir(uid types.UID, name string) string {
 	return filepath.Join(v.podDir(uid), "volumes", name)
