@@ -108,6 +108,15 @@ func (a *Agent) podVanished(obj any) {
 	a.mu.Unlock()
 	if w != nil {
 		w.vanish()
+		return
+	}
+	a.dropCheckpoint(pod.UID)
+}
+
+// dropCheckpoint removes what a late word of the watch may have written again.
+func (a *Agent) dropCheckpoint(uid types.UID) {
+	if err := a.checkpoints.remove(uid); err != nil {
+		a.cfg.Log.Warn("remove checkpoint", "uid", uid, "err", err)
 	}
 }
 
@@ -141,6 +150,9 @@ func (a *Agent) ended(w *worker) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.workers, w.uid)
+	if w.over && !a.seen[w.uid] {
+		a.dropCheckpoint(w.uid)
+	}
 	for id, uid := range a.owners {
 		if uid == w.uid {
 			delete(a.owners, id)
