@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"meshd.dev/dns/coredns"
 	"meshd.dev/dns/index"
 	"meshd.dev/pkg/agent"
+	"meshd.dev/pkg/agent/runtime"
 	"meshd.dev/pkg/cni"
 	"meshd.dev/pkg/datapath"
 	"meshd.dev/pkg/join"
@@ -118,16 +120,42 @@ func (n *node) newDatapath() error {
 // networkReady lets the container runtime attach pods: the plugin first, the
 // configuration that calls it last.
 func (n *node) networkReady(net datapath.Network) error {
-	if _, err := cni.Install(n.cfg.CNIPlugin, n.cfg.CNIBinDir); err != nil {
+	n.dns.SetListen(meshAddrs(net.PodCIDRs))
+	err := n.installNetwork(net)
+	n.board.Report("cni/conflist", err, "is the container runtime running? else mend what is named; --cni-conf-dir and --cni-bin-dir say other folders")
+	return err
+}
+
+func (n *node) installNetwork(net datapath.Network) error {
+	conf, bin, err := n.cniFolders()
+	if err != nil {
 		return err
 	}
-	n.dns.SetListen(meshAddrs(net.PodCIDRs))
-	changed, err := cni.WriteConflist(filepath.Join(n.cfg.CNIConfDir, conflistName), n.network(net))
-	if changed {
-		n.log.Info("pods can be attached", "podCIDRs", net.PodCIDRs, "mtu", net.MTU)
+	if _, err := cni.Install(n.cfg.CNIPlugin, bin); err != nil {
+		return err
 	}
-	n.board.Report("cni/conflist", err, "mend the permissions of "+n.cfg.CNIConfDir)
+	if _, err := cni.InstallLoopback(n.cfg.CNIPlugin, bin); err != nil {
+		return err
+	}
+	changed, err := cni.WriteConflist(filepath.Join(conf, conflistName), n.network(net))
+	if changed {
+		n.log.Info("pods can be attached", "podCIDRs", net.PodCIDRs, "mtu", net.MTU, "conflist", filepath.Join(conf, conflistName))
+	}
 	return err
+}
+
+// cniFolders are those of the flags, else those the runtime itself names,
+// else the usual ones.
+func (n *node) cniFolders() (conf, bin string, err error) {
+	conf, bin = n.cfg.CNIConfDir, n.cfg.CNIBinDir
+	if conf != "" && bin != "" {
+		return conf, bin, nil
+	}
+	saidConf, saidBin, err := runtime.CNIFolders(context.Background(), n.cfg.CRI)
+	if errors.Is(err, runtime.ErrNoFolders) {
+		saidConf, saidBin, err = "/etc/cni/net.d", "/opt/cni/bin", nil
+	}
+	return cmp.Or(conf, saidConf), cmp.Or(bin, saidBin), err
 }
 
 func (n *node) network(net datapath.Network) cni.Network {

@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
+	"meshd.dev/pkg/durable"
 	"meshd.dev/pkg/mesh"
 )
 
@@ -63,13 +63,10 @@ func WriteConflist(path string, n Network) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, text) {
-		return false, nil
+	if changed, err = durable.WriteFileIfChanged(path, text, 0o644); err != nil {
+		return false, fmt.Errorf("network configuration: %w", err)
 	}
-	if err := replaceFile(path, text, 0o644); err != nil {
-		return false, fmt.Errorf("write network configuration: %w", err)
-	}
-	return true, nil
+	return changed, nil
 }
 
 func (n Network) conflist() ([]byte, error) {
@@ -132,59 +129,20 @@ func validateMTU(mtu int, ranges []netip.Prefix) error {
 // and rename, and only when what is there differs: a runtime may be starting
 // it at this moment.
 func Install(src, binDir string) (changed bool, err error) {
+	return install(src, binDir, PluginType)
+}
+
+func install(src, binDir, name string) (changed bool, err error) {
 	want, err := os.ReadFile(src)
 	if err != nil {
 		return false, fmt.Errorf("install plugin: %w", err)
 	}
-	dst := filepath.Join(binDir, PluginType)
+	dst := filepath.Join(binDir, name)
 	if have, err := os.ReadFile(dst); err == nil && bytes.Equal(have, want) && unix.Access(dst, unix.X_OK) == nil {
 		return false, nil
 	}
-	if err := replaceFile(dst, want, 0o755); err != nil {
+	if err := durable.WriteFile(dst, want, 0o755); err != nil {
 		return false, fmt.Errorf("install plugin: %w", err)
 	}
 	return true, nil
-}
-
-// replaceFile writes path so that a reader, and the disk after a power cut,
-// has the old content or the new one and nothing between.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	done := false
-	defer func() {
-		f.Close()
-		if !done {
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(content); err != nil {
-		return err
-	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	done = true
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -109,6 +109,18 @@ func TestInstall(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "mesh")); err != nil || st.Mode().Perm() != 0o755 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
+	// A loopback plugin comes beside it, but never in the place of another's.
+	if err := os.WriteFile(filepath.Join(dir, "loopback"), []byte("stock"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{false, true} {
+		if changed, err := InstallLoopback(src, dir); err != nil || changed != want {
+			t.Errorf("loopback changed %v, %v; want %v", changed, err, want)
+		}
+		if err := os.Remove(filepath.Join(dir, "loopback")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := os.Remove(src); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -21,9 +22,13 @@ func Main(about string) int {
 	// One thread: it visits namespaces, and a test counts its system calls.
 	runtime.LockOSThread()
 	p := &plugin{version: types100.ImplementedSpecVersion}
-	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
+	verbs := skel.CNIFuncs{
 		Add: p.verb(p.add), Del: p.verb(p.del), Check: p.verb(p.check), GC: p.verb(p.gc), Status: p.verb(p.status),
-	}, version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"), about)
+	}
+	if filepath.Base(os.Args[0]) == LoopbackType {
+		verbs = loopbackFuncs()
+	}
+	err := skel.PluginMainFuncsWithError(verbs, version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"), about)
 	if err == nil {
 		return 0
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // WriteFile replaces path by data with mode. The folder is made when missing,
-// readable by root only.
+// open to those the file is open to.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
 	if err := write(path, data, mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -34,7 +34,11 @@ func WriteFileIfChanged(path string, data []byte, mode os.FileMode) (bool, error
 
 func write(path string, data []byte, mode os.FileMode) error {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	dirMode := os.FileMode(0o700)
+	if mode&0o004 != 0 {
+		dirMode = 0o755
+	}
+	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".")

@@ -45,7 +45,7 @@ var arrows = map[string][]string{
 	"dns/coredns": {"dns", "dns/index", "pkg/mesh", "pkg/reconcile", "pkg/status"},
 
 	"cni-plugin":    {"pkg/cni"},
-	"meshd/meshctl": {"pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/status"},
+	"meshd/meshctl": {"pkg/cni", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/status"},
 	"meshd": {"dns/coredns", "dns/index", "pkg/agent", "pkg/apiserver", "pkg/cni", "pkg/controller", "pkg/datapath",
 		"pkg/durable", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/reconcile", "pkg/status"},
 

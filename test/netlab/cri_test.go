@@ -36,7 +36,7 @@ func TestPodsRunThroughCRI(t *testing.T) {
 	if err := m.WriteFile("/etc/cni/net.d/10-test.conflist", []byte(bridgeConflist), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Run(ctx, "cp", "/usr/lib/cni/bridge", "/usr/lib/cni/host-local", "/opt/cni/bin/"); err != nil {
+	if _, err := m.Run(ctx, "cp", "/usr/lib/cni/bridge", "/usr/lib/cni/host-local", "/usr/lib/cni/loopback", "/opt/cni/bin/"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := m.StartContainerd(ctx); err != nil {

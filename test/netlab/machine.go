@@ -87,26 +87,7 @@ func (m *Machine) install(ctx context.Context) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-a", "/etc/.", filepath.Join(disk, "etc")).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy /etc: %w: %s", err, out)
 	}
-	if err := m.installLoopback(ctx); err != nil {
-		return err
-	}
 	return m.writeEtc(filepath.Join(disk, "etc"))
-}
-
-// installLoopback copies the one stock plugin containerd 1.x cannot do without:
-// it sets lo of every sandbox up through a CNI plugin, whatever the network is.
-func (m *Machine) installLoopback(ctx context.Context) error {
-	for _, dir := range []string{"/usr/lib/cni", "/opt/cni/bin"} {
-		if _, err := os.Stat(dir + "/loopback"); err != nil {
-			continue
-		}
-		out, err := exec.CommandContext(ctx, "cp", dir+"/loopback", filepath.Join(m.dir(), "disk/opt/cni/bin/")).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("copy loopback plugin: %w: %s", err, out)
-		}
-		return nil
-	}
-	return nil // containerd 2 has no need of it
 }
 
 // writeEtc makes the host's /etc the machine's own.

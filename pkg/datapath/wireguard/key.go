@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"meshd.dev/pkg/durable"
 )
 
 // loadKey reads the private key at path, in the form of wg genkey, and makes
@@ -62,29 +64,8 @@ func makeKey(path string) (wgtypes.Key, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return key, fmt.Errorf("make private key: %w", err)
 	}
-	if err := writeFile(path, []byte(key.String()+"\n")); err != nil {
+	if err := durable.WriteFile(path, []byte(key.String()+"\n"), 0o600); err != nil {
 		return key, fmt.Errorf("write private key: %w", err)
 	}
 	return key, nil
-}
-
-// writeFile is temporary file, fsync, rename, fsync of the folder.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // nothing is there after the rename
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
