@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"meshd.dev/pkg/agent/exits"
 	"meshd.dev/pkg/agent/node"
@@ -56,6 +57,10 @@ type Config struct {
 	ClusterDNS func() []netip.Addr
 	// ClusterDomain defaults to cluster.local.
 	ClusterDomain string
+	// ResolvConf is the node's resolver configuration, for pods that use it.
+	// Default /etc/resolv.conf, or what is behind it when that names a stub
+	// resolver on loopback, which pods cannot reach.
+	ResolvConf string
 	// LeaseInterval is the time between two renewals. Default 1 s.
 	LeaseInterval time.Duration
 	// MaxPods is published as the node's capacity. Default 250.
@@ -167,7 +172,7 @@ func newAgent(cfg Config, client kubernetes.Interface) (*Agent, error) {
 	a.memory, a.oomFloor = node.Memory(), node.OOMFloor()
 	a.node, err = node.New(node.Config{
 		Name: cfg.NodeName, Client: client, Runtime: a.rt, IPs: cfg.NodeIPs, Labels: cfg.Labels, Port: port,
-		LeaseInterval: cfg.LeaseInterval, MaxPods: cfg.MaxPods, Dir: cfg.StateDir, Board: cfg.Board, Log: cfg.Log,
+		LeaseInterval: cfg.LeaseInterval, MaxPods: cfg.MaxPods, Ready: a.nodeReady, Dir: cfg.StateDir, Board: cfg.Board, Log: cfg.Log,
 	})
 	return a, err
 }
@@ -240,9 +245,37 @@ func (a *Agent) open() error {
 	return nil
 }
 
+// nodeReady lets pods try again what failed while the node was not: mostly a
+// network that was not there yet.
+func (a *Agent) nodeReady() {
+	for _, w := range a.all() {
+		w.retry(false)
+	}
+}
+
 // facts are what a pod may ask about its node.
 func (a *Agent) facts() podspec.Node {
 	return podspec.Node{IPs: a.nodeIPs, Allocatable: a.node.Allocatable()}
+}
+
+// behindStub is where systemd-resolved keeps the servers behind its stub.
+const behindStub = "/run/systemd/resolve/resolv.conf"
+
+// resolvConf is the node's resolver configuration as pods can use it.
+func (a *Agent) resolvConf() *cri.DNSConfig {
+	if a.cfg.ResolvConf != "" {
+		return podspec.ReadResolvConf(a.cfg.ResolvConf)
+	}
+	cfg := podspec.ReadResolvConf("/etc/resolv.conf")
+	for _, s := range cfg.Servers {
+		if ip, err := netip.ParseAddr(s); err != nil || !ip.IsLoopback() {
+			return cfg
+		}
+	}
+	if behind := podspec.ReadResolvConf(behindStub); len(behind.Servers) > 0 {
+		return behind
+	}
+	return cfg
 }
 
 // runtimeName is the scheme of container IDs.

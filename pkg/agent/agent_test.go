@@ -20,8 +20,18 @@ import (
 // its parts go away one after the other.
 func TestNode(t *testing.T) {
 	l := newLab(t)
+	conflist := filepath.Join(l.dir, "net.d/10-tiny.conflist")
+	if err := os.Remove(conflist); err != nil {
+		t.Fatal(err)
+	}
 	stop := l.startAgent()
-	l.until("the node is ready", l.nodeReady)
+	l.until("the node is there", func() bool {
+		n, err := l.admin.CoreV1().Nodes().Get(context.Background(), nodeName, metav1.GetOptions{})
+		return err == nil && len(n.Status.Conditions) > 0
+	})
+	if l.nodeReady() {
+		t.Error("the node says it is ready without a network")
+	}
 	t.Run("pods", func(t *testing.T) { everyPod(t, l.in(t)) })
 	t.Run("away", func(t *testing.T) { away(t, l.in(t), stop) })
 }
@@ -51,6 +61,7 @@ func everyPod(t *testing.T, l *lab) {
 		p.Name = story.name
 		l.create(p)
 	}
+	l.network() // now that they have waited for it
 	for _, story := range stories {
 		t.Run(story.name, func(t *testing.T) {
 			l := l.in(t)
@@ -106,11 +117,15 @@ func shimStory(t *testing.T, l *lab) {
 	if len(shims) != 1 {
 		t.Fatalf("sandbox %s has shims %v", sandbox, shims)
 	}
+	old := l.pid("shim", "main")
 	kill(t, shims[0])
 	l.until("it runs in a new sandbox", func() bool {
 		s := l.status("shim", "main")
 		return s.State.Running != nil && s.RestartCount == 1 && bareID(s.ContainerID) != id && l.sandboxOf("shim") != sandbox
 	})
+	if syscall.Kill(old, 0) == nil {
+		t.Error("the old process still runs")
+	}
 	if after := l.get("shim"); after.UID != before.UID {
 		t.Error("it is another pod")
 	}

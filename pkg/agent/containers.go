@@ -28,9 +28,9 @@ func (w *worker) startContainer(ctx context.Context, pod *v1.Pod, op plan.Op) er
 		return fmt.Errorf("container %s or its sandbox is gone", op.Name)
 	}
 	host, fqdn := podspec.Hostname(pod, w.a.cfg.NodeName, w.a.cfg.ClusterDomain)
-	dns := podspec.DNS(pod, w.a.cfg.ClusterDNS(), w.a.cfg.ClusterDomain, podspec.ReadResolvConf("/etc/resolv.conf"))
+	dns := podspec.DNS(pod, w.a.cfg.ClusterDNS(), w.a.cfg.ClusterDomain, w.a.resolvConf())
 	sandboxCfg := podspec.Sandbox(pod, sb.Attempt, host, dns, w.a.cfg.PodLogDir)
-	image, err := w.ensureImage(ctx, pod, c, sandboxCfg)
+	image, err := w.ensureImage(w.patience, pod, c, sandboxCfg)
 	if err != nil {
 		return err
 	}
@@ -115,8 +115,8 @@ func mountsAt(c *v1.Container, path string) bool {
 const hookLimit = 10 * time.Minute
 
 func (w *worker) postStart(ctx context.Context, pod *v1.Pod, c *v1.Container, id string, ips []string) error {
-	err := w.hook(ctx, c, c.Lifecycle.PostStart, id, ips, hookLimit)
-	if err == nil || ctx.Err() != nil {
+	err := w.hook(w.patience, c, c.Lifecycle.PostStart, id, ips, hookLimit)
+	if err == nil || w.patience.Err() != nil {
 		return nil
 	}
 	w.a.event(pod, c.Name, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: "+err.Error())

@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -61,12 +63,17 @@ func (w *worker) begin(ctx context.Context, key string, f func() error) {
 		if key != statusKey {
 			w.finished++
 		}
-		if ctx.Err() == nil { // else we were stopped, which is no failure
-			w.settle(key, err)
+		if ctx.Err() == nil && (err == nil || w.patience.Err() == nil || !gaveUp(err)) {
+			w.settle(key, err) // else it was called off, which is no failure
 		}
 		w.mu.Unlock()
 		w.kick()
 	})
+}
+
+// gaveUp reports whether an operation ended because it was called off.
+func gaveUp(err error) bool {
+	return errors.Is(err, context.Canceled) || grpcstatus.Code(err) == codes.Canceled
 }
 
 // settle keeps or forgets the failure of an operation. The caller holds w.mu.
@@ -92,7 +99,7 @@ func (w *worker) do(ctx context.Context, op plan.Op) error {
 	pod := w.object()
 	switch op.Verb {
 	case plan.SetupVolumes:
-		return w.setupVolumes(ctx, pod)
+		return w.setupVolumes(w.patience, pod)
 	case plan.CreateSandbox:
 		return w.createSandbox(ctx, pod, op)
 	case plan.StopSandbox:
@@ -151,7 +158,7 @@ func (w *worker) teardownVolumes() error {
 
 func (w *worker) createSandbox(ctx context.Context, pod *v1.Pod, op plan.Op) error {
 	host, _ := podspec.Hostname(pod, w.a.cfg.NodeName, w.a.cfg.ClusterDomain)
-	dns := podspec.DNS(pod, w.a.cfg.ClusterDNS(), w.a.cfg.ClusterDomain, podspec.ReadResolvConf("/etc/resolv.conf"))
+	dns := podspec.DNS(pod, w.a.cfg.ClusterDNS(), w.a.cfg.ClusterDomain, w.a.resolvConf())
 	cfg := podspec.Sandbox(pod, uint32(op.Attempt), host, dns, w.a.cfg.PodLogDir)
 	if err := os.MkdirAll(cfg.LogDirectory, 0o755); err != nil {
 		return err

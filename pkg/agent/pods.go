@@ -208,6 +208,10 @@ func (a *Agent) exited(e agentruntime.Exit) {
 	}
 	a.cfg.Log.Debug("container ended", "uid", w.uid, "id", e.ID, "code", e.ExitCode)
 	w.kick()
+	// CRI knows more, such as that memory was short, when the runtime has
+	// cleaned up.
+	time.AfterFunc(cleanupLag, w.kick)
+	time.AfterFunc(10*cleanupLag, w.kick)
 }
 
 // connected looks at everything when events begin to flow, and some times more:
@@ -352,6 +356,9 @@ func (w *worker) differs(now plan.Observed) bool {
 	}
 	return false
 }
+
+// cleanupLag is about how long after a death CRI has the whole story.
+const cleanupLag = 150 * time.Millisecond
 
 // relistEvery is the pace of look while events flow.
 const relistEvery = 15 * time.Second

@@ -25,6 +25,10 @@ type worker struct {
 	kicks  chan struct{}
 	prober *probe.Prober
 	ops    sync.WaitGroup
+	// patience ends when the pod is to stop: pulls and hooks are given up
+	// then, while what makes something in the runtime is waited for.
+	patience context.Context
+	giveUp   context.CancelFunc
 
 	mu       sync.Mutex
 	pod      *v1.Pod // the newest object known; never changed in place
@@ -56,6 +60,7 @@ func newWorker(a *Agent, pod *v1.Pod, gone bool, born int) *worker {
 		busy: map[string]bool{}, grace: map[string]time.Duration{}, failures: map[string]plan.Failure{},
 		down: map[string]bool{}, told: map[string]string{}, known: reportedHealth(pod), start: time.Now(),
 	}
+	w.patience, w.giveUp = context.WithCancel(context.Background())
 	if pod.Status.StartTime != nil {
 		w.start = pod.Status.StartTime.Time
 	}
@@ -159,6 +164,7 @@ func (w *worker) retry(stale bool) {
 func (w *worker) run(ctx context.Context) {
 	defer w.prober.Close()
 	defer w.ops.Wait()
+	defer w.giveUp()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -209,6 +215,9 @@ func (w *worker) sync(ctx context.Context) time.Time {
 	p := plan.Next(in)
 	if w.a.hasElder(w) {
 		p = plan.Plan{Waiting: map[string]plan.Waiting{}}
+	}
+	if p.Stopping {
+		w.giveUp()
 	}
 	w.backoffEvents(p)
 	status := podstatus.Compute(podstatus.Input{

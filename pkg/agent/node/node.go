@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -45,6 +46,8 @@ type Config struct {
 	Port          string
 	LeaseInterval time.Duration
 	MaxPods       int
+	// Ready, when set, is called when the node becomes ready.
+	Ready func()
 	// Dir is on the disk whose space counts.
 	Dir   string
 	Board *status.Board
@@ -64,6 +67,7 @@ type Node struct {
 	uid     types.UID
 	lease   lease
 	beating bool
+	ready   bool
 }
 
 // The paces of looking at the node, and of saying again that nothing changed.
@@ -129,6 +133,7 @@ func (n *Node) Allocatable() v1.ResourceList {
 // sync makes the Node object say what is so.
 func (n *Node) sync(ctx context.Context) error {
 	conditions, rtErr := n.conditions(ctx)
+	n.noteReady(conditions)
 	ctx, cancel := context.WithTimeout(ctx, apiLimit)
 	defer cancel()
 	nodes := n.cfg.Client.CoreV1().Nodes()
@@ -151,6 +156,25 @@ func (n *Node) sync(ctx context.Context) error {
 		return err
 	}
 	return rtErr
+}
+
+// unreadyPace is the time between two looks while the node is not ready.
+const unreadyPace = 500 * time.Millisecond
+
+// noteReady looks again soon while the node is not ready, and tells when it
+// becomes so.
+func (n *Node) noteReady(conditions []v1.NodeCondition) {
+	ready := slices.ContainsFunc(conditions, func(c v1.NodeCondition) bool { return c.Type == v1.NodeReady && c.Status == v1.ConditionTrue })
+	n.mu.Lock()
+	news := ready && !n.ready
+	n.ready = ready
+	n.mu.Unlock()
+	if !ready {
+		time.AfterFunc(unreadyPace, n.loop.Kick)
+	}
+	if news && n.cfg.Ready != nil {
+		n.cfg.Ready()
+	}
 }
 
 func (n *Node) labels() map[string]string {

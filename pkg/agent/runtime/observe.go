@@ -174,6 +174,10 @@ func when(ns int64) time.Time {
 
 // fillSandbox adds the addresses of a sandbox that is up.
 func (c *Client) fillSandbox(ctx context.Context, s *plan.Sandbox) error {
+	c.mu.Lock()
+	_, died := c.exits[s.ID]
+	c.mu.Unlock()
+	s.Ready = s.Ready && !died
 	if !s.Ready {
 		return nil
 	}
