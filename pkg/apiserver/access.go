@@ -3,11 +3,15 @@ package apiserver
 import (
 	"fmt"
 
+	"go.opentelemetry.io/otel/trace/noop"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
 	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
+	webhookinit "k8s.io/apiserver/pkg/admission/plugin/webhook/initializer"
+	"k8s.io/apiserver/pkg/admission/plugin/webhook/mutating"
+	"k8s.io/apiserver/pkg/admission/plugin/webhook/validating"
 	apiserverapi "k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/group"
@@ -20,6 +24,8 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	authorizerunion "k8s.io/apiserver/pkg/authorization/union"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/apiserver/pkg/util/webhook"
 
 	"meshd.dev/pkg/apiserver/admit"
 	"meshd.dev/pkg/apiserver/nodeauth"
@@ -72,30 +78,63 @@ func (s *Server) authorizer() (authorizer.Authorizer, error) {
 	return a, nil
 }
 
-// admission are the plugins that see each write, in order.
+// admission are the plugins that see each write, in order: first what is
+// refused outright, then what completes objects, then the cluster's webhooks,
+// which see the completed ones.
 func (s *Server) admission(a authorizer.Authorizer) ([]admission.Interface, error) {
 	namespaces, err := lifecycle.NewLifecycle(sets.New(metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic))
 	if err != nil {
 		return nil, fmt.Errorf("make admission: %w", err)
 	}
+	mutate, err := mutating.NewMutatingWebhook(nil)
+	if err != nil {
+		return nil, fmt.Errorf("make admission: %w", err)
+	}
+	validate, err := validating.NewValidatingAdmissionWebhook(nil)
+	if err != nil {
+		return nil, fmt.Errorf("make admission: %w", err)
+	}
+	informers := s.parts.informers
 	plugins := []admission.Interface{
 		namespaces,
 		nodeauth.NewAdmission(s.parts.nodes),
 		admit.NewEscalation(a, s.parts.rbac),
 		s.parts.tokens.Admission(),
 		admit.NewTolerations(),
-		admit.NewPriority(s.parts.informers.Scheduling().V1().PriorityClasses().Lister()),
-		admit.NewStorageClass(s.parts.informers.Storage().V1().StorageClasses().Lister()),
-		admit.NewLimits(s.parts.informers.Core().V1().LimitRanges().Lister()),
+		admit.NewPriority(informers.Scheduling().V1().PriorityClasses().Lister()),
+		admit.NewStorageClass(informers.Storage().V1().StorageClasses().Lister()),
+		admit.NewLimits(informers.Core().V1().LimitRanges().Lister()),
+		mutate,
+		validate,
 	}
-	init := initializer.New(s.parts.client, nil, s.parts.informers, a, nil, s.parts.generic.EffectiveVersion, nil, nil)
+	for _, init := range []admission.PluginInitializer{
+		initializer.New(s.parts.client, nil, informers, a, utilfeature.DefaultFeatureGate, s.parts.generic.EffectiveVersion, s.parts.generic.DrainedNotify(), nil),
+		webhookinit.NewPluginInitializer(s.webhookAuth(), serviceResolver{informers.Core().V1().Services().Lister()}),
+	} {
+		for _, p := range plugins {
+			init.Initialize(p)
+		}
+	}
+	if err := validated(plugins); err != nil {
+		return nil, fmt.Errorf("make admission: %w", err)
+	}
+	return plugins, nil
+}
+
+// webhookAuth says how the server calls webhooks: without credentials, unless
+// the webhook is the server itself.
+func (s *Server) webhookAuth() webhook.AuthenticationInfoResolverWrapper {
+	return webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, s.loopback, noop.NewTracerProvider())
+}
+
+// validated lets each plugin say whether it has all it needs.
+func validated(plugins []admission.Interface) error {
 	for _, p := range plugins {
-		init.Initialize(p)
 		if v, ok := p.(admission.InitializationValidator); ok {
 			if err := v.ValidateInitialization(); err != nil {
-				return nil, fmt.Errorf("make admission: %w", err)
+				return err
 			}
 		}
 	}
-	return plugins, nil
+	return nil
 }

@@ -3,15 +3,20 @@ package apiserver_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admission/v1"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -73,6 +78,7 @@ func TestBehaviour(t *testing.T) {
 		{"a service account has tokens that end with it", tokens},
 		{"an agent sees what its pods need and no more", agents},
 		{"an autoscaler is stored as it came", autoscalers},
+		{"webhooks change and refuse", webhooks},
 		{"an eviction asks the budget", evictions},
 		{"dry run changes nothing", dryRun},
 		{"unknown fields are refused when asked to", strictFields},
@@ -692,6 +698,58 @@ func autoscalers(t *testing.T, c *cluster, ns string) {
 	if *h.Spec.MinReplicas != 1 || h.Spec.Metrics[0].Resource.Name != corev1.ResourceCPU {
 		t.Errorf("stored as %+v", h.Spec)
 	}
+}
+
+func webhooks(t *testing.T, c *cluster, ns string) {
+	ctx := t.Context()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var review admissionv1.AdmissionReview
+		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answer := &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: review.Request.Name != "bad", Result: &metav1.Status{Message: "not this one"}}
+		if r.URL.Path == "/mutate" {
+			answer.Allowed = true
+			answer.PatchType = ptr.To(admissionv1.PatchTypeJSONPatch)
+			answer.Patch = []byte(`[{"op":"add","path":"/data/seen","value":"yes"}]`)
+		}
+		review.Request, review.Response = nil, answer
+		_ = json.NewEncoder(w).Encode(review)
+	}))
+	defer server.Close()
+	hook := func(path string) admissionregistrationv1.WebhookClientConfig {
+		return admissionregistrationv1.WebhookClientConfig{URL: ptr.To(server.URL + path),
+			CABundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})}
+	}
+	rules := []admissionregistrationv1.RuleWithOperations{{Operations: []admissionregistrationv1.OperationType{"CREATE"},
+		Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}}}}
+	only := &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: ns}}
+	none := ptr.To(admissionregistrationv1.SideEffectClassNone)
+	must(c.admin.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(ctx, &admissionregistrationv1.MutatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: ns},
+		Webhooks: []admissionregistrationv1.MutatingWebhook{{Name: "m.example.com", ClientConfig: hook("/mutate"), Rules: rules,
+			NamespaceSelector: only, SideEffects: none, AdmissionReviewVersions: []string{"v1"}}}}, metav1.CreateOptions{}))(t)
+	must(c.admin.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(ctx, &admissionregistrationv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: ns},
+		Webhooks: []admissionregistrationv1.ValidatingWebhook{{Name: "v.example.com", ClientConfig: hook("/validate"), Rules: rules,
+			NamespaceSelector: only, SideEffects: none, AdmissionReviewVersions: []string{"v1"}}}}, metav1.CreateOptions{}))(t)
+	eventually(t, func() error {
+		m := configMap("")
+		m.GenerateName = "m-"
+		m, err := c.admin.CoreV1().ConfigMaps(ns).Create(ctx, m, metav1.CreateOptions{})
+		if err == nil && m.Data["seen"] != "yes" {
+			err = errors.New("the webhook did not change it")
+		}
+		return err
+	})
+	eventually(t, func() error {
+		_, err := c.admin.CoreV1().ConfigMaps(ns).Create(ctx, configMap("bad"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err == nil || !strings.Contains(err.Error(), `admission webhook "v.example.com" denied the request: not this one`) {
+			return fmt.Errorf("not refused: %w", err)
+		}
+		return nil
+	})
 }
 
 func evictions(t *testing.T, c *cluster, ns string) {

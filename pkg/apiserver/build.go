@@ -8,7 +8,6 @@ import (
 	"os"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,7 +24,6 @@ import (
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/apiserver/pkg/storage/value"
 	"k8s.io/apiserver/pkg/storage/value/encrypt/secretbox"
-	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -256,7 +254,7 @@ func (s *Server) extensions() error {
 			CRDRESTOptionsGetter: crdOptions,
 			MasterCount:          1,
 			ServiceResolver:      serviceResolver{p.informers.Core().V1().Services().Lister()},
-			AuthResolverWrapper:  webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, s.loopback, noop.NewTracerProvider()),
+			AuthResolverWrapper:  s.webhookAuth(),
 		},
 	}
 	var err error

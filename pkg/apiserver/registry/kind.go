@@ -82,7 +82,7 @@ func (k *Kind) newList() runtime.Object {
 // Kinds is the table.
 func Kinds() []*Kind {
 	var all []*Kind
-	for _, part := range [][]*Kind{coreKinds(), appsKinds(), batchKinds(), networkKinds(), otherKinds()} {
+	for _, part := range [][]*Kind{coreKinds(), appsKinds(), batchKinds(), networkKinds(), otherKinds(), clusterKinds()} {
 		all = append(all, part...)
 	}
 	return all

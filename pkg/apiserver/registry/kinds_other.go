@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"strings"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -133,6 +135,34 @@ func otherKinds() []*Kind {
 					low = itoa(*h.Spec.MinReplicas)
 				}
 				return []any{h.Name, h.Spec.ScaleTargetRef.Kind + "/" + h.Spec.ScaleTargetRef.Name, low, int64(h.Spec.MaxReplicas), int64(h.Status.CurrentReplicas), age(h.CreationTimestamp)}
+			})},
+	}
+}
+
+// clusterKinds are what storage drivers, runtimes and admission webhooks say
+// of themselves.
+func clusterKinds() []*Kind {
+	return []*Kind{
+		{Group: "storage.k8s.io", Version: "v1", Resource: "csidrivers", Object: &storagev1.CSIDriver{}, List: &storagev1.CSIDriverList{}, Cluster: true},
+		{Group: "storage.k8s.io", Version: "v1", Resource: "csinodes", Object: &storagev1.CSINode{}, List: &storagev1.CSINodeList{}, Cluster: true, Status: true,
+			Print: prints("Name,Drivers#,Age", func(n *storagev1.CSINode) []any {
+				return []any{n.Name, int64(len(n.Spec.Drivers)), age(n.CreationTimestamp)}
+			})},
+		{Group: "storage.k8s.io", Version: "v1", Resource: "volumeattachments", Object: &storagev1.VolumeAttachment{}, List: &storagev1.VolumeAttachmentList{}, Cluster: true, Status: true,
+			Print: prints("Name,Attacher,PV,Node,Attached,Age", func(a *storagev1.VolumeAttachment) []any {
+				return []any{a.Name, a.Spec.Attacher, deref(a.Spec.Source.PersistentVolumeName), a.Spec.NodeName, fmt.Sprint(a.Status.Attached), age(a.CreationTimestamp)}
+			})},
+		{Group: "node.k8s.io", Version: "v1", Resource: "runtimeclasses", Object: &nodev1.RuntimeClass{}, List: &nodev1.RuntimeClassList{}, Cluster: true,
+			Print: prints("Name,Handler,Age", func(r *nodev1.RuntimeClass) []any { return []any{r.Name, r.Handler, age(r.CreationTimestamp)} })},
+		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations", Categories: []string{"api-extensions"},
+			Object: &admissionregistrationv1.MutatingWebhookConfiguration{}, List: &admissionregistrationv1.MutatingWebhookConfigurationList{}, Cluster: true, Generation: true,
+			Print: prints("Name,Webhooks#,Age", func(c *admissionregistrationv1.MutatingWebhookConfiguration) []any {
+				return []any{c.Name, int64(len(c.Webhooks)), age(c.CreationTimestamp)}
+			})},
+		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations", Categories: []string{"api-extensions"},
+			Object: &admissionregistrationv1.ValidatingWebhookConfiguration{}, List: &admissionregistrationv1.ValidatingWebhookConfigurationList{}, Cluster: true, Generation: true,
+			Print: prints("Name,Webhooks#,Age", func(c *admissionregistrationv1.ValidatingWebhookConfiguration) []any {
+				return []any{c.Name, int64(len(c.Webhooks)), age(c.CreationTimestamp)}
 			})},
 	}
 }

@@ -1,11 +1,13 @@
 package upstream
 
 import (
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -13,12 +15,14 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	admissionregistrationvalidation "k8s.io/kubernetes/pkg/apis/admissionregistration/validation"
 	"k8s.io/kubernetes/pkg/apis/autoscaling"
 	autoscalingvalidation "k8s.io/kubernetes/pkg/apis/autoscaling/validation"
 	coordinationvalidation "k8s.io/kubernetes/pkg/apis/coordination/validation"
 	discoveryvalidation "k8s.io/kubernetes/pkg/apis/discovery/validation"
 	"k8s.io/kubernetes/pkg/apis/networking"
 	networkingvalidation "k8s.io/kubernetes/pkg/apis/networking/validation"
+	nodevalidation "k8s.io/kubernetes/pkg/apis/node/validation"
 	"k8s.io/kubernetes/pkg/apis/policy"
 	policyvalidation "k8s.io/kubernetes/pkg/apis/policy/validation"
 	"k8s.io/kubernetes/pkg/apis/rbac"
@@ -68,6 +72,12 @@ func otherRules() map[runtime.Object]Rules {
 			func(o, old *storage.StorageClass) field.ErrorList {
 				return append(storagevalidation.ValidateStorageClass(o), storagevalidation.ValidateStorageClassUpdate(o, old)...)
 			}, nil),
+		&storagev1.CSIDriver{}:                                    rule(storagevalidation.ValidateCSIDriver, storagevalidation.ValidateCSIDriverUpdate, nil),
+		&storagev1.CSINode{}:                                      rule(storagevalidation.ValidateCSINode, storagevalidation.ValidateCSINodeUpdate, storagevalidation.ValidateCSINodeStatusUpdate),
+		&storagev1.VolumeAttachment{}:                             rule(storagevalidation.ValidateVolumeAttachment, storagevalidation.ValidateVolumeAttachmentUpdate, nil),
+		&nodev1.RuntimeClass{}:                                    rule(nodevalidation.ValidateRuntimeClass, nodevalidation.ValidateRuntimeClassUpdate, nil),
+		&admissionregistrationv1.MutatingWebhookConfiguration{}:   rule(admissionregistrationvalidation.ValidateMutatingWebhookConfiguration, admissionregistrationvalidation.ValidateMutatingWebhookConfigurationUpdate, nil),
+		&admissionregistrationv1.ValidatingWebhookConfiguration{}: rule(admissionregistrationvalidation.ValidateValidatingWebhookConfiguration, admissionregistrationvalidation.ValidateValidatingWebhookConfigurationUpdate, nil),
 		&autoscalingv2.HorizontalPodAutoscaler{}: rule(
 			func(o *autoscaling.HorizontalPodAutoscaler) field.ErrorList {
 				return autoscalingvalidation.ValidateHorizontalPodAutoscaler(o, autoscalerOptions())

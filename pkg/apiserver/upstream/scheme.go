@@ -6,6 +6,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/kubernetes/pkg/apis/admissionregistration"
+	admissionregistrationv1 "k8s.io/kubernetes/pkg/apis/admissionregistration/v1"
 	"k8s.io/kubernetes/pkg/apis/apps"
 	appsv1 "k8s.io/kubernetes/pkg/apis/apps/v1"
 	authenticationv1 "k8s.io/kubernetes/pkg/apis/authentication/v1"
@@ -26,6 +28,8 @@ import (
 	eventsv1 "k8s.io/kubernetes/pkg/apis/events/v1"
 	"k8s.io/kubernetes/pkg/apis/networking"
 	networkingv1 "k8s.io/kubernetes/pkg/apis/networking/v1"
+	"k8s.io/kubernetes/pkg/apis/node"
+	nodev1 "k8s.io/kubernetes/pkg/apis/node/v1"
 	"k8s.io/kubernetes/pkg/apis/policy"
 	policyv1 "k8s.io/kubernetes/pkg/apis/policy/v1"
 	"k8s.io/kubernetes/pkg/apis/rbac"
@@ -44,6 +48,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		autoscalingv1.AddToScheme, autoscalingv2.AddToScheme, batchv1.AddToScheme, certificatesv1.AddToScheme,
 		coordinationv1.AddToScheme, discoveryv1.AddToScheme, eventsv1.AddToScheme, networkingv1.AddToScheme,
 		policyv1.AddToScheme, rbacv1.AddToScheme, schedulingv1.AddToScheme, storagev1.AddToScheme,
+		admissionregistrationv1.AddToScheme, nodev1.AddToScheme,
 	} {
 		if err := add(s); err != nil {
 			return fmt.Errorf("register types: %w", err)
@@ -61,6 +66,7 @@ var conversion = sync.OnceValue(func() *runtime.Scheme {
 		core.AddToScheme, apps.AddToScheme, autoscaling.AddToScheme, batch.AddToScheme, certificates.AddToScheme,
 		coordination.AddToScheme, discovery.AddToScheme, networking.AddToScheme, policy.AddToScheme,
 		rbac.AddToScheme, scheduling.AddToScheme, storage.AddToScheme,
+		admissionregistration.AddToScheme, node.AddToScheme,
 	} {
 		utilruntime.Must(add(s))
 	}
