@@ -100,8 +100,7 @@ func (c Credentials) Join(ctx context.Context, server string, t Token, node stri
 	if err != nil {
 		return fmt.Errorf("join %s as %s: %w", server, node, err)
 	}
-	resp.Cluster.Servers = append([]string{server}, slices.DeleteFunc(resp.Cluster.Servers, func(s string) bool { return s == server })...)
-	return c.keep(resp)
+	return c.keepFrom(server, resp)
 }
 
 // Renew replaces the certificate when it is past half of its life.
@@ -129,7 +128,14 @@ func (c Credentials) Renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("renew node certificate: %w", err)
 	}
-	return c.keep(resp)
+	return c.keepFrom(strings.TrimPrefix(config.Host, "https://"), resp)
+}
+
+// keepFrom keeps what server answered, and server as the first way to the API:
+// what it advertises need not be reachable from here.
+func (c Credentials) keepFrom(server string, r response) error {
+	r.Cluster.Servers = append([]string{server}, slices.DeleteFunc(r.Cluster.Servers, func(s string) bool { return s == server })...)
+	return c.keep(r)
 }
 
 func (c Credentials) keep(r response) error {
@@ -234,6 +240,9 @@ func withPort(server string) string {
 
 // SignOwn gives the machine that holds the CA its credentials without a token.
 func (c Credentials) SignOwn(ca *pki.CA, node string, cluster Cluster) error {
+	if err := CheckName(node); err != nil {
+		return err
+	}
 	if _, _, err := ca.Keep(c.Dir, "node", NodeIdentity(node)); err != nil {
 		return err
 	}

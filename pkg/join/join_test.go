@@ -2,9 +2,11 @@ package join
 
 import (
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +41,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{client: fake.NewClientset(), ca: ca, now: time.Now()}
-	s := &Server{CA: ca, Client: b.client, Cluster: Cluster{PodCIDRs: []string{"10.244.0.0/16"}}, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return b.now }}
+	s := &Server{CA: ca, Client: b.client, Cluster: Cluster{PodCIDRs: []string{"10.244.0.0/16"}}, Log: slog.New(slog.DiscardHandler), Patience: time.Second, Now: func() time.Time { return b.now }}
 	mux := http.NewServeMux()
 	mux.HandleFunc(JoinPath, s.Join)
 	mux.HandleFunc(RenewPath, s.Renew)
@@ -120,6 +122,12 @@ func TestJoin(t *testing.T) {
 		{"a bad node name", func(t *testing.T, b *bench, join func(string, Token, string) error) error {
 			return join("a", b.token(t, time.Minute, TokenInfo{}), "M_2")
 		}, "node name \"M_2\""},
+		{"a node cannot have the name by which the API server is known", func(t *testing.T, b *bench, join func(string, Token, string) error) error {
+			return join("a", b.token(t, time.Minute, TokenInfo{}), ServerName)
+		}, "node name \"kubernetes\""},
+		{"nor that of every machine", func(t *testing.T, b *bench, join func(string, Token, string) error) error {
+			return join("a", b.token(t, time.Minute, TokenInfo{}), "localhost")
+		}, "node name \"localhost\""},
 		{"a lost race leaves no node behind", func(t *testing.T, b *bench, join func(string, Token, string) error) error {
 			tok := b.token(t, time.Minute, TokenInfo{})
 			if err := join("a", tok, "m2"); err != nil {
@@ -177,6 +185,45 @@ func TestRenewNeedsTheNodesOwnKeyAndNode(t *testing.T) {
 	}
 	if err := renew("m2"); err == nil || !strings.Contains(err.Error(), "was removed") {
 		t.Errorf("renew of a removed node: %v", err)
+	}
+}
+
+// A machine that reaches the server by another address than the one it
+// advertises goes on doing so after its certificate was renewed.
+func TestRenewingKeepsTheWayToTheServer(t *testing.T) {
+	creds := Credentials{Dir: t.TempDir()}
+	told := Cluster{Servers: []string{"10.0.0.1:6443", "10.0.0.2:6443"}}
+	joined := told
+	joined.Servers = append([]string{"192.0.2.7:6443"}, told.Servers...)
+	if err := creds.keep(response{Cluster: joined}); err != nil {
+		t.Fatal(err)
+	}
+	if err := creds.keepFrom("192.0.2.7:6443", response{Cluster: told}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := creds.Cluster()
+	if err != nil || !slices.Equal(got.Servers, joined.Servers) {
+		t.Errorf("servers %v, %v, want %v", got.Servers, err, joined.Servers)
+	}
+}
+
+// Whoever has no token yet may not hold connections for ever.
+func TestAnUnknownCallerMustBeQuick(t *testing.T) {
+	b := newBench(t)
+	conn, err := tls.Dial("tcp", b.address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST "+JoinPath+" HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil { // for a server that waits for ever
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 408 ") {
+		t.Errorf("answer %.60q, %v, want a refusal", answer, err)
 	}
 }
 

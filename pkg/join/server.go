@@ -1,6 +1,7 @@
 package join
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -13,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -64,6 +66,8 @@ type Server struct {
 	Client  kubernetes.Interface
 	Cluster Cluster
 	Log     *slog.Logger
+	// Patience is how long a caller may take to send a request; 0 is 10 s.
+	Patience time.Duration
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -139,7 +143,7 @@ func (s *Server) holds(r *http.Request, node, keyHash string) error {
 }
 
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, allow func(context.Context, request, string) error) {
-	resp, node, err := s.serve(r, allow)
+	resp, node, err := s.serve(w, r, allow)
 	if err == nil {
 		s.Log.Info("issued node certificate", "node", node, "to", r.RemoteAddr)
 		w.Header().Set("Content-Type", "application/json")
@@ -155,11 +159,11 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, allow func(conte
 	http.Error(w, "the server could not answer; its log says why, try again", http.StatusInternalServerError)
 }
 
-func (s *Server) serve(r *http.Request, allow func(context.Context, request, string) error) (response, string, error) {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, allow func(context.Context, request, string) error) (response, string, error) {
 	if r.Method != http.MethodPost {
 		return response{}, "", refuse(http.StatusMethodNotAllowed, "want POST")
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
+	body, err := s.read(w, r)
 	if err != nil {
 		return response{}, "", err
 	}
@@ -177,13 +181,32 @@ func (s *Server) serve(r *http.Request, allow func(context.Context, request, str
 	return response{Cert: string(pki.EncodeCert(cert)), CA: string(pki.EncodeCert(s.CA.Cert)), Cluster: s.Cluster}, req.Node, nil
 }
 
+// read takes the body of a caller nobody knows yet: a small one, and soon.
+func (s *Server) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	conn := http.NewResponseController(w)
+	patience := cmp.Or(s.Patience, 10*time.Second)
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return nil, fmt.Errorf("limit the time of a request: %w", err)
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, refuse(http.StatusRequestTimeout, "the request took longer than %s", patience)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// From here on the connection is read only to see whether it ends.
+	_ = conn.SetReadDeadline(time.Time{})
+	return body, nil
+}
+
 func parseRequest(body []byte) (request, *x509.CertificateRequest, error) {
 	var req request
 	if err := json.Unmarshal(body, &req); err != nil {
 		return req, nil, fmt.Errorf("join request: %w", err)
 	}
-	if errs := validation.IsDNS1123Label(req.Node); len(errs) > 0 {
-		return req, nil, fmt.Errorf("node name %.80q: %s", req.Node, strings.Join(errs, "; "))
+	if err := CheckName(req.Node); err != nil {
+		return req, nil, err
 	}
 	block, _ := pem.Decode([]byte(req.CSR))
 	if block == nil || block.Type != "CERTIFICATE REQUEST" {
@@ -286,6 +309,19 @@ func (s *Server) now() time.Time {
 		return s.Now()
 	}
 	return time.Now()
+}
+
+// CheckName says why a node cannot be called name. A node's certificate is
+// good for serving under its name, and so it must not be a name by which the
+// API server or every machine is known: its holder could pass for them.
+func CheckName(name string) error {
+	if errs := validation.IsDNS1123Label(name); len(errs) > 0 {
+		return fmt.Errorf("node name %.80q: %s", name, strings.Join(errs, "; "))
+	}
+	if name == ServerName || name == "localhost" {
+		return fmt.Errorf("node name %q: the API server is known by it; choose another --node-name", name)
+	}
+	return nil
 }
 
 // NodeIdentity is who a node is to the API server, and to whoever dials its
