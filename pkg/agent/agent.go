@@ -241,7 +241,7 @@ func (a *Agent) open() error {
 	a.volumes = volume.New(volume.Config{
 		Dir: filepath.Join(dir, "volumes"), Objects: a.objects, Token: a.token, Claim: a.claim, Log: a.cfg.Log,
 	})
-	a.relist = reconcile.New(reconcile.Config{Name: "agent/relist", Do: a.look, Resync: relistEvery, Log: a.cfg.Log})
+	a.relist = reconcile.New(reconcile.Config{Name: "agent/relist", Do: a.look, Resync: relistEvery, MaxBackoff: time.Second, Log: a.cfg.Log})
 	return nil
 }
 

@@ -22,12 +22,13 @@ type checkpoints struct {
 	dir string
 	log *slog.Logger
 
-	mu   sync.Mutex
-	kept map[types.UID]string
+	mu    sync.Mutex
+	kept  map[types.UID]string
+	ended map[types.UID]bool // a late word of the watch must not bring them back
 }
 
 func newCheckpoints(dir string, log *slog.Logger) *checkpoints {
-	return &checkpoints{dir: dir, log: log, kept: map[types.UID]string{}}
+	return &checkpoints{dir: dir, log: log, kept: map[types.UID]string{}, ended: map[types.UID]bool{}}
 }
 
 func (c *checkpoints) path(uid types.UID) string { return filepath.Join(c.dir, string(uid)+".json") }
@@ -87,7 +88,7 @@ func (c *checkpoints) keep(pod *v1.Pod) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.kept[pod.UID] == string(key) {
+	if c.ended[pod.UID] || c.kept[pod.UID] == string(key) {
 		return nil
 	}
 	b, err := json.Marshal(slim)
@@ -110,12 +111,21 @@ func endedPhase(pod *v1.Pod) v1.PodPhase {
 	return ""
 }
 
+// remove forgets a pod that has ended; nothing is kept of it until the API has
+// forgotten it too, which release says.
 func (c *checkpoints) remove(uid types.UID) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.kept, uid)
+	c.ended[uid] = true
 	if err := os.Remove(c.path(uid)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+func (c *checkpoints) release(uid types.UID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.ended, uid)
 }

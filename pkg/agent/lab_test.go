@@ -442,7 +442,7 @@ func (l *lab) runAPI() {
 	l.stopAPI = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	l.t.Cleanup(l.stopAPI)
 	l.until("the API server is ready", func() bool {
-		_, err := l.admin.CoreV1().ServiceAccounts("default").List(context.Background(), metav1.ListOptions{})
+		_, err := l.admin.CoreV1().Namespaces().Get(context.Background(), "default", metav1.GetOptions{})
 		return err == nil
 	})
 }
@@ -521,7 +521,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 // until waits for what; the limit is only there to end a broken test.
 func (l *lab) until(what string, f func() bool) {
 	l.t.Helper()
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if f() {
 			return
 		}

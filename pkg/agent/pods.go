@@ -110,14 +110,7 @@ func (a *Agent) podVanished(obj any) {
 		w.vanish()
 		return
 	}
-	a.dropCheckpoint(pod.UID)
-}
-
-// dropCheckpoint removes what a late word of the watch may have written again.
-func (a *Agent) dropCheckpoint(uid types.UID) {
-	if err := a.checkpoints.remove(uid); err != nil {
-		a.cfg.Log.Warn("remove checkpoint", "uid", uid, "err", err)
-	}
+	a.checkpoints.release(pod.UID)
 }
 
 // ensure has a worker for the pod and gives it the object.
@@ -151,7 +144,7 @@ func (a *Agent) ended(w *worker) {
 	defer a.mu.Unlock()
 	delete(a.workers, w.uid)
 	if w.over && !a.seen[w.uid] {
-		a.dropCheckpoint(w.uid)
+		a.checkpoints.release(w.uid)
 	}
 	for id, uid := range a.owners {
 		if uid == w.uid {

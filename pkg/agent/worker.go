@@ -251,7 +251,7 @@ func (w *worker) sync(ctx context.Context) time.Time {
 func (w *worker) input(obs plan.Observed, now time.Time) plan.Input {
 	in := plan.Input{
 		Pod: w.pod, Observed: obs, Health: w.prober.Health(), Failures: w.failures, Busy: w.busy,
-		Down: w.down, VolumesReady: w.volumes.ready, VolumesGone: w.volumes.gone, Gone: w.gone, Evicted: w.evicted,
+		Down: w.down, VolumesReady: w.volumes.ready, VolumesGone: w.volumes.gone, Gone: w.gone, Evicted: w.evicted, NoNetwork: w.a.node.NetworkProblem(),
 		StartTime: w.start, Hash: podspec.Hash, Now: now,
 	}
 	if !w.gone {

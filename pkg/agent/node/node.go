@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	goruntime "runtime"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -68,6 +67,7 @@ type Node struct {
 	lease   lease
 	beating bool
 	ready   bool
+	network string // why pods cannot be connected
 }
 
 // The paces of looking at the node, and of saying again that nothing changed.
@@ -124,6 +124,14 @@ func (n *Node) RuntimeVersion() string {
 	return n.version
 }
 
+// NetworkProblem says why pods cannot be connected; empty when they can, or
+// when the runtime has not said yet.
+func (n *Node) NetworkProblem() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.network
+}
+
 // Allocatable is what pods may use.
 func (n *Node) Allocatable() v1.ResourceList {
 	_, allocatable := resources(n.cfg.Dir, n.cfg.MaxPods)
@@ -164,8 +172,17 @@ const unreadyPace = 500 * time.Millisecond
 // noteReady looks again soon while the node is not ready, and tells when it
 // becomes so.
 func (n *Node) noteReady(conditions []v1.NodeCondition) {
-	ready := slices.ContainsFunc(conditions, func(c v1.NodeCondition) bool { return c.Type == v1.NodeReady && c.Status == v1.ConditionTrue })
+	ready, network := false, ""
+	for _, c := range conditions {
+		switch {
+		case c.Type == v1.NodeReady:
+			ready = c.Status == v1.ConditionTrue
+		case c.Type == v1.NodeNetworkUnavailable && c.Status == v1.ConditionTrue:
+			network = c.Message
+		}
+	}
 	n.mu.Lock()
+	n.network = network
 	news := ready && !n.ready
 	n.ready = ready
 	n.mu.Unlock()

@@ -60,6 +60,8 @@ type Input struct {
 	VolumesGone bool
 	// Gone: the API has no such pod any more.
 	Gone bool
+	// NoNetwork says why a pod cannot be connected now; empty when it can.
+	NoNetwork string
 	// Evicted says why the node ends the pod; empty when it does not.
 	Evicted string
 	// Unsupported names what the pod asks and this agent cannot give.
@@ -239,6 +241,10 @@ func (p *planner) replaceSandbox(old *Sandbox) {
 			p.add(Op{Verb: StopSandbox, ID: old.ID})
 			return
 		}
+	}
+	if p.NoNetwork != "" && !p.Pod.Spec.HostNetwork {
+		p.waitAll("ContainerCreating", "network is not ready: "+p.NoNetwork)
+		return
 	}
 	if p.VolumesReady {
 		p.add(Op{Verb: CreateSandbox, Attempt: attempt})

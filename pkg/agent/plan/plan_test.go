@@ -86,6 +86,10 @@ func parseWord(t *testing.T, in *Input, word string) {
 		spec.ActiveDeadlineSeconds = &n
 	case key == "phase":
 		in.Pod.Status.Phase = v1.PodPhase(value)
+	case key == "nonetwork":
+		in.NoNetwork = "no conflist"
+	case key == "hostnetwork":
+		spec.HostNetwork = true
 	case key == "evicted":
 		in.Evicted = "too big"
 	case key == "unsupported":
@@ -194,6 +198,8 @@ func TestNext(t *testing.T) {
 	for _, c := range []struct{ name, world, want string }{
 		{"a new pod needs its volumes first", "app=x novolumes", "set up volumes; x waits: ContainerCreating"},
 		{"then a sandbox", "app=x", "create sandbox #0; x waits: ContainerCreating"},
+		{"not without a network", "app=x nonetwork", "x waits: ContainerCreating"},
+		{"but the node's own will do", "app=x nonetwork hostnetwork", "create sandbox #0; x waits: ContainerCreating"},
 		{"then its containers", "app=x,y s0", "start container x #0 after 0s; start container y #0 after 0s; x waits: ContainerCreating; y waits: ContainerCreating"},
 		{"nothing to do", "app=x s0 x#0@s0:run", ""},
 		{"a start under way is not repeated", "app=x s0 busy=start/x", "x waits: ContainerCreating"},
