@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
@@ -185,6 +186,13 @@ func TestRenewNeedsTheNodesOwnKeyAndNode(t *testing.T) {
 	}
 	if err := renew("m2"); err == nil || !strings.Contains(err.Error(), "was removed") {
 		t.Errorf("renew of a removed node: %v", err)
+	}
+	// Its agent, which still has a certificate, registers it again.
+	if _, err := b.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "m2"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := renew("m2"); err == nil || !strings.Contains(err.Error(), "was removed") {
+		t.Errorf("renew of a node that came back by itself: %v", err)
 	}
 }
 

@@ -110,14 +110,15 @@ func (s *Server) Join(w http.ResponseWriter, r *http.Request) {
 }
 
 // Renew serves RenewPath: the holder of a valid node certificate gets a fresh
-// one for the same node, as long as the Node object exists.
+// one for the same node, as long as the Node object exists that was made when
+// it joined. One that a removed node made of itself does not bear its key.
 func (s *Server) Renew(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, func(ctx context.Context, req request, keyHash string) error {
 		if err := s.holds(r, req.Node, keyHash); err != nil {
 			return err
 		}
-		_, err := s.Client.CoreV1().Nodes().Get(ctx, req.Node, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
+		node, err := s.Client.CoreV1().Nodes().Get(ctx, req.Node, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && node.Annotations[annotationIdentity] != keyHash {
 			return refuse(http.StatusForbidden, "node %s was removed from the cluster; join again with a new token", req.Node)
 		}
 		return err
