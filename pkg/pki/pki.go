@@ -54,14 +54,18 @@ type Identity struct {
 }
 
 // LoadOrCreateCA reads ca.crt and ca.key in dir, or makes them when neither
-// exists. One without the other is an error: guessing would make a second CA.
+// exists. A certificate without its key is an error: guessing would make a
+// second CA. A key alone is what a first start that was cut short leaves.
 func LoadOrCreateCA(dir, name string) (*CA, error) {
 	certPath, keyPath := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
-	key, err := LoadOrCreateKey(keyPath)
-	if err != nil {
-		return nil, err
-	}
 	cert, err := LoadCert(certPath)
+	if _, lost := os.Stat(keyPath); err == nil && errors.Is(lost, os.ErrNotExist) {
+		return nil, fmt.Errorf("cluster CA: %s is missing; restore it from the backup that %s is of", keyPath, certPath)
+	}
+	key, keyErr := LoadOrCreateKey(keyPath)
+	if keyErr != nil {
+		return nil, keyErr
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		cert, err = selfSign(name, key)
 		if err == nil {

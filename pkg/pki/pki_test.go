@@ -64,3 +64,22 @@ func TestDamagedFilesAreNamed(t *testing.T) {
 		}
 	}
 }
+
+// A new key for a CA that lost its own would be of no use, and would stand in
+// the way of the right one.
+func TestACAWithoutItsKeyIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := LoadOrCreateCA(dir, "meshd-ca"); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(dir, "ca.key")
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadOrCreateCA(dir, "meshd-ca"); err == nil || !strings.Contains(err.Error(), "restore") {
+		t.Errorf("error %v, want what to restore", err)
+	}
+	if _, err := os.Stat(key); err == nil {
+		t.Error("a new key was made")
+	}
+}
