@@ -105,7 +105,11 @@ func runBehindAPI(ctx context.Context, cfg serverConfig, keys serverKeys, api *a
 	if err != nil {
 		return err
 	}
-	joining.set(&join.Server{CA: keys.ca, Client: client, Cluster: cfg.cluster(), Log: log.With("part", "join")})
+	server := &join.Server{CA: keys.ca, Client: client, Cluster: cfg.cluster(), Log: log.With("part", "join")}
+	if err := server.Reserve(ctx, join.Credentials{Dir: cfg.state("node")}); err != nil {
+		return err
+	}
+	joining.set(server)
 
 	n, err := newNode(cfg.nodeConfig, roleServer, log)
 	if err != nil {

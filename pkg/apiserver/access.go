@@ -100,7 +100,6 @@ func (s *Server) admission(a authorizer.Authorizer) ([]admission.Interface, erro
 		nodeauth.NewAdmission(s.parts.nodes),
 		admit.NewEscalation(a, s.parts.rbac),
 		s.parts.tokens.Admission(),
-		admit.NewTolerations(),
 		admit.NewPriority(informers.Scheduling().V1().PriorityClasses().Lister()),
 		admit.NewStorageClass(informers.Storage().V1().StorageClasses().Lister()),
 		admit.NewLimits(informers.Core().V1().LimitRanges().Lister()),

@@ -207,6 +207,9 @@ func (s *Server) behaviour() {
 	// Long requests that are not watches: what is proxied to agents.
 	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	// Watches end at once when the server does; waiting for them would keep the
+	// port closed for a minute.
+	g.ShutdownWatchTerminationGracePeriod = time.Second
 	g.AddHealthChecks(healthz.NamedCheck("etcd", func(r *http.Request) error {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
@@ -261,5 +264,10 @@ func (s *Server) extensions() error {
 	if s.crds, err = cfg.Complete().New(genericapiserver.NewEmptyDelegate()); err != nil {
 		return fmt.Errorf("make server of custom resources: %w", err)
 	}
+	s.crds.GenericAPIServer.ShutdownTimeout = shutdownTimeout
 	return nil
 }
+
+// shutdownTimeout bounds how long the end waits for requests that do not end
+// by themselves, such as following logs.
+const shutdownTimeout = 2 * time.Second

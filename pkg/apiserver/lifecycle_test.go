@@ -50,6 +50,20 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// TestStopWithOpenWatches: whoever watches does not keep the server from
+// ending. The bound is no measurement; waiting for the watch takes a minute.
+func TestStopWithOpenWatches(t *testing.T) {
+	ca, cfg := files(t)
+	c := start(t, ca, cfg)
+	w := must(c.admin.CoreV1().ConfigMaps("default").Watch(t.Context(), metav1.ListOptions{}))(t)
+	defer w.Stop()
+	begun := time.Now()
+	c.stop()
+	if took := time.Since(begun); took > 45*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+}
+
 func stacks() string {
 	b := make([]byte, 1<<20)
 	return string(b[:runtime.Stack(b, true)])

@@ -110,7 +110,7 @@ func replaceable(p *corev1.Pod) bool {
 	owner := metav1.GetControllerOf(p)
 	if owner == nil {
 		return slices.ContainsFunc(p.Spec.Tolerations, func(t corev1.Toleration) bool {
-			return t.Key == corev1.TaintNodeUnreachable && t.TolerationSeconds != nil && !unasked(&t)
+			return t.Key == corev1.TaintNodeUnreachable && t.TolerationSeconds != nil
 		})
 	}
 	return owner.Kind != "StatefulSet" && owner.Kind != "DaemonSet" && owner.Kind != "Node"
@@ -124,7 +124,7 @@ func patience(p *corev1.Pod, taint corev1.Taint, standard time.Duration) (stay t
 	wishes := 0
 	for i := range p.Spec.Tolerations {
 		t := &p.Spec.Tolerations[i]
-		if !t.ToleratesTaint(klog.Logger{}, &taint, true) || unasked(t) {
+		if !t.ToleratesTaint(klog.Logger{}, &taint, true) {
 			continue
 		}
 		limited := t.TolerationSeconds != nil
@@ -141,15 +141,6 @@ func patience(p *corev1.Pod, taint corev1.Taint, standard time.Duration) (stay t
 		wishes++
 	}
 	return stay, always
-}
-
-// unasked is the toleration API servers put into every pod that has none:
-// five minutes, from a time when nodes were declared dead by the minute. It
-// stands in manifests taken from other clusters too. It is nobody's wish; who
-// wants five minutes writes 301 seconds.
-func unasked(t *corev1.Toleration) bool {
-	return (t.Key == corev1.TaintNodeUnreachable || t.Key == corev1.TaintNodeNotReady) && t.Operator == corev1.TolerationOpExists &&
-		t.Effect == corev1.TaintEffectNoExecute && t.TolerationSeconds != nil && *t.TolerationSeconds == 300
 }
 
 func unreachable(effect corev1.TaintEffect) corev1.Taint {

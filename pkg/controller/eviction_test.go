@@ -90,8 +90,6 @@ func TestPlanNode(t *testing.T) {
 		{"a pod's own patience wins", "n Unknown " + cut, lost(20 * time.Second), []string{"a ReplicaSet tolerate=60", "b ReplicaSet tolerate=10", "c ReplicaSet tolerate", "d none tolerate=10"}, nil, 0, `
 			evict pod d/b: node n is unreachable
 			evict pod d/d: node n is unreachable`},
-		{"five minutes is what API servers put in, nobody's wish", "n Unknown " + cut, lost(5 * time.Second), []string{"a ReplicaSet tolerate=300", "b ReplicaSet tolerate=301", "c none tolerate=300", "d DaemonSet tolerate=300 tolerate"}, nil, 0, `
-			evict pod d/a: node n is unreachable`},
 		{"the shortest of several wins", "n Unknown " + cut, lost(20 * time.Second), []string{"a ReplicaSet tolerate tolerate=60 tolerate=10", "b ReplicaSet tolerate=60 tolerate"}, nil, 0, `
 			evict pod d/a: node n is unreachable`},
 		{"no patience at all", "n Unknown " + cut, lost(0), []string{"a ReplicaSet tolerate=0"}, nil, 0, `

@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 
@@ -303,6 +304,28 @@ func (s *Server) reserve(ctx context.Context, name, keyHash string) (bool, error
 		return false, refuse(http.StatusConflict, "a node named %s has joined already; join under another --node-name, or remove the old one first with `meshctl kubectl delete node %s`", name, name)
 	}
 	return false, nil
+}
+
+// Reserve makes the Node object of the machine whose credentials these are; the
+// server does it for itself, which joins without a token.
+func (s *Server) Reserve(ctx context.Context, c Credentials) error {
+	cert, err := pki.LoadCert(c.Cert())
+	if err != nil {
+		return fmt.Errorf("reserve own node: %w", err)
+	}
+	name, err := c.Node()
+	if err != nil {
+		return fmt.Errorf("reserve own node: %w", err)
+	}
+	keyHash := hashKey(cert.RawSubjectPublicKeyInfo)
+	_, err = s.reserve(ctx, name, keyHash)
+	if _, refused := errors.AsType[refusal](err); !refused {
+		return err
+	}
+	// Whoever holds the CA may take the name over, say after its key was lost.
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, annotationIdentity, keyHash)
+	_, err = s.Client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	return err
 }
 
 func (s *Server) now() time.Time {

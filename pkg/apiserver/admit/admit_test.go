@@ -3,9 +3,7 @@ package admit
 import (
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -23,36 +21,6 @@ import (
 func creating(pod *corev1.Pod) admission.Attributes {
 	return admission.NewAttributesRecord(pod, nil, corev1.SchemeGroupVersion.WithKind("Pod"), "n", pod.Name,
 		schema.GroupVersionResource{Version: "v1", Resource: "pods"}, "", admission.Create, &metav1.CreateOptions{}, false, &user.DefaultInfo{Name: "u"})
-}
-
-func TestTolerations(t *testing.T) {
-	forever := corev1.Toleration{Operator: corev1.TolerationOpExists}
-	mine := corev1.Toleration{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](5)}
-	for _, tc := range []struct {
-		name string
-		has  []corev1.Toleration
-		want string
-	}{
-		{"says nothing", nil, "not-ready 300, unreachable 300"},
-		{"tolerates all", []corev1.Toleration{forever}, ""},
-		{"says one", []corev1.Toleration{mine}, "not-ready 5, unreachable 300"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			pod := &corev1.Pod{Spec: corev1.PodSpec{Tolerations: tc.has}}
-			if err := NewTolerations().Admit(t.Context(), creating(pod), nil); err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, tol := range pod.Spec.Tolerations {
-				if tol.Key != "" {
-					got = append(got, strings.TrimPrefix(tol.Key, "node.kubernetes.io/")+" "+time.Duration(*tol.TolerationSeconds*1e9).String())
-				}
-			}
-			if d := cmp.Diff(tc.want, strings.NewReplacer("5m0s", "300", "5s", "5").Replace(strings.Join(got, ", "))); d != "" {
-				t.Error(d)
-			}
-		})
-	}
 }
 
 func TestPriority(t *testing.T) {

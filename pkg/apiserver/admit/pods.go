@@ -24,40 +24,6 @@ func newPod(a admission.Attributes) *corev1.Pod {
 	return pod
 }
 
-// Tolerations lets every pod that does not say otherwise stay for five
-// minutes on a node that is lost.
-type Tolerations struct{ *admission.Handler }
-
-// graceSeconds is how long pods stay on a lost node.
-const graceSeconds = 300
-
-// NewTolerations returns the plugin.
-func NewTolerations() Tolerations { return Tolerations{admission.NewHandler(admission.Create)} }
-
-// Admit implements admission.MutationInterface.
-func (Tolerations) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	pod := newPod(a)
-	if pod == nil {
-		return nil
-	}
-	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
-		if !tolerates(pod, key) {
-			pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{
-				Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](graceSeconds)})
-		}
-	}
-	return nil
-}
-
-func tolerates(pod *corev1.Pod, key string) bool {
-	for _, t := range pod.Spec.Tolerations {
-		if (t.Key == key || t.Key == "") && (t.Effect == corev1.TaintEffectNoExecute || t.Effect == "") {
-			return true
-		}
-	}
-	return false
-}
-
 // Priority turns the class of a pod into a number.
 type Priority struct {
 	*admission.Handler

@@ -30,8 +30,8 @@ var rules = []rule{
 	{"networking.k8s.io", "networkpolicies", "get list watch", anyone, false},
 	{"node.k8s.io", "runtimeclasses", "get list watch", anyone, false},
 
-	// Its own records.
-	{"", "nodes", "create", unnamedOrOwn, false},
+	// Its own records. The Node object is made when it joins, never by itself:
+	// deleting it shuts the node out, whatever certificate it still holds.
 	{"", "nodes", "update patch", ownName, false},
 	{"", "nodes/status", "get update patch", ownName, false},
 	{"coordination.k8s.io", "leases", "create", ownLease, false},
@@ -72,11 +72,6 @@ func (r rule) covers(a authorizer.Attributes) bool {
 func anyone(*Index, string, authorizer.Attributes) bool { return true }
 
 func ownName(_ *Index, node string, a authorizer.Attributes) bool { return a.GetName() == node }
-
-// unnamedOrOwn is for create: a POST has no name yet, admission checks it.
-func unnamedOrOwn(_ *Index, node string, a authorizer.Attributes) bool {
-	return a.GetName() == "" || a.GetName() == node
-}
 
 func ownLease(_ *Index, node string, a authorizer.Attributes) bool {
 	if a.GetNamespace() != corev1.NamespaceNodeLease {
