@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"meshd.dev/pkg/join"
+	"meshd.dev/pkg/pki"
 )
 
 func joinCommand() *cobra.Command {
@@ -26,7 +27,8 @@ func joinCommand() *cobra.Command {
 		Long: `Join gets a certificate for this machine from the server with a token of
 "meshctl token create", keeps it in DATA-DIR/node, and runs the node. Once
 joined, HOST and token are not needed again: a start after a reboot is
-"meshd join" alone.`,
+"meshd join" alone. A machine whose Node object was deleted comes back with a
+new token.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := readConfigFile(cmd); err != nil {
@@ -76,6 +78,9 @@ func runJoin(ctx context.Context, cfg nodeConfig, server, token string) error {
 		if cfg.NodeName, err = creds.Node(); err != nil {
 			return err
 		}
+		if err := joinAgain(ctx, creds, cfg.NodeName, server, token, log); err != nil {
+			return err
+		}
 	} else if err := firstJoin(ctx, creds, cfg.NodeName, server, token, log); err != nil {
 		return err
 	}
@@ -89,6 +94,35 @@ func runJoin(ctx context.Context, cfg nodeConfig, server, token string) error {
 	notifyReady()
 	return group.Wait()
 }
+
+// joinAgain uses a token on a machine that has joined: after its Node was
+// removed that is the way back. A token that is not good any more is no reason
+// to stop a machine whose credentials are.
+func joinAgain(ctx context.Context, creds join.Credentials, node, server, token string, log *slog.Logger) error {
+	if server == "" || token == "" {
+		return nil
+	}
+	tok, err := join.ParseToken(token)
+	if err != nil {
+		return err
+	}
+	ca, err := pki.LoadCert(creds.CA())
+	if err != nil {
+		return fmt.Errorf("node credentials: %w", err)
+	}
+	if pki.Hash(ca) != tok.CAHash {
+		return fmt.Errorf("this machine belongs to another cluster than the token: to leave that one, stop meshd, remove %s, and join again", creds.Dir)
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinAgainPatience)
+	defer cancel()
+	if err := creds.Join(ctx, server, tok, node); err != nil {
+		log.Info("going on with the credentials this machine has", "token", tok.ID, "err", err)
+	}
+	return nil
+}
+
+// joinAgainPatience bounds the start of a machine whose server is away.
+const joinAgainPatience = 5 * time.Second
 
 // joinRetry is the pause between tries at a server that does not answer.
 const joinRetry = time.Second

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -32,11 +35,26 @@ func (k serverKeys) roots() *x509.CertPool {
 	return pool
 }
 
+// agentTLS dials agents; the certificate is read at each dial, so that a
+// renewed one is used.
+func (k serverKeys) agentTLS() *tls.Config {
+	return &tls.Config{
+		RootCAs: k.roots(), MinVersion: tls.VersionTLS13,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(k.agentsCert, k.agentsKey)
+			return &pair, err
+		},
+	}
+}
+
 // prepareKeys makes what is missing below DATA-DIR/pki, the administrator's
 // kubeconfig, and this machine's own credentials as a node.
 func prepareKeys(cfg serverConfig) (serverKeys, error) {
 	dir := cfg.state("pki")
 	k := serverKeys{caCert: cfg.state("pki", "ca.crt"), serviceAccountKey: cfg.state("pki", "service-account.key"), encryptionKey: cfg.state("pki", "encryption.key")}
+	if err := keysWithData(cfg, k); err != nil {
+		return k, err
+	}
 	var err error
 	if k.ca, err = pki.LoadOrCreateCA(dir, "meshd-ca"); err != nil {
 		return k, err
@@ -60,6 +78,20 @@ func prepareKeys(cfg serverConfig) (serverKeys, error) {
 		return k, err
 	}
 	return k, prepareOwnNode(cfg, k)
+}
+
+// keysWithData refuses to make anew what the data of a cluster depends on: no
+// Secret could be read again, no node would be known.
+func keysWithData(cfg serverConfig, k serverKeys) error {
+	if _, err := os.Stat(cfg.state("etcd", "member")); err != nil {
+		return nil // no data yet
+	}
+	for _, path := range []string{k.caCert, cfg.state("pki", "ca.key"), k.serviceAccountKey, k.encryptionKey} {
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is missing, and the cluster in %s cannot be read without it: restore it from a backup, or remove %s to begin a new cluster", path, cfg.state("etcd"), cfg.DataDir)
+		}
+	}
+	return nil
 }
 
 // servingIdentity names everything the API is reached by.

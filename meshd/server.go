@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
@@ -70,10 +69,6 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 }
 
 func newAPI(ctx context.Context, cfg serverConfig, keys serverKeys, joining *lateHandler, log *slog.Logger) (*apiserver.Server, error) {
-	pair, err := tls.LoadX509KeyPair(keys.agentsCert, keys.agentsKey)
-	if err != nil {
-		return nil, err
-	}
 	return apiserver.New(ctx, apiserver.Config{
 		Listen:            cfg.Listen,
 		AdvertiseAddress:  netip.MustParseAddr(cfg.Advertise),
@@ -87,7 +82,7 @@ func newAPI(ctx context.Context, cfg serverConfig, keys serverKeys, joining *lat
 		EncryptionKey:     keys.encryptionKey,
 		ServiceCIDRs:      cfg.serviceCIDRs,
 		ClusterDomain:     cfg.ClusterDomain,
-		AgentTLS:          &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: keys.roots(), MinVersion: tls.VersionTLS13},
+		AgentTLS:          keys.agentTLS(),
 		Handlers:          map[string]http.Handler{join.JoinPath: joining, join.RenewPath: joining},
 		Log:               log.With("part", "apiserver"),
 	})
@@ -121,6 +116,17 @@ func runBehindAPI(ctx context.Context, cfg serverConfig, keys serverKeys, api *a
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return controllers.Run(ctx) })
+	group.Go(func() error {
+		return every(renewInterval, func(context.Context) {
+			_, err := prepareKeys(cfg)
+			n.board.Report("server/certificates", err, "mend what is named; certificates are good for another half of their life")
+		})(ctx)
+	})
+	group.Go(func() error {
+		return every(publishResync, func(ctx context.Context) {
+			n.board.Report("server/node", server.Reserve(ctx, n.creds), "is the API up?")
+		})(ctx)
+	})
 	n.run(ctx, group)
 	log.Info("meshd server is ready", "node", cfg.NodeName, "api", "https://"+net.JoinHostPort(cfg.Advertise, cfg.port()), "kubeconfig", cfg.state("admin.kubeconfig"))
 	notifyReady()

@@ -104,7 +104,9 @@ func (s *Server) Join(w http.ResponseWriter, r *http.Request) {
 		}
 		err = s.consume(ctx, tok, req.Node, keyHash)
 		if err != nil && reserved {
-			err = errors.Join(err, s.Client.CoreV1().Nodes().Delete(ctx, req.Node, metav1.DeleteOptions{}))
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			err = errors.Join(err, s.Client.CoreV1().Nodes().Delete(undo, req.Node, metav1.DeleteOptions{}))
 		}
 		return err
 	})
