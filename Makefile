@@ -61,9 +61,15 @@ STORIES := ./test/scenario/...
 # test/bench measures (make bench); pkg/deps_warm has nothing to test.
 TESTED = $$(go list ./... | grep -v -e /test/scenario -e /test/bench)
 
+# Debian's kubectl, unpacked and not installed: the host may have one of its own.
+bin/kubectl-debian:
+	@mkdir -p bin && t=$$(mktemp -d) && trap "rm -rf $$t" EXIT && chmod 755 $$t && cd $$t && \
+	{ apt-get download -q kubernetes-client || { apt-get update -q && apt-get download -q kubernetes-client; }; } </dev/null && \
+	dpkg -x kubernetes-client_*.deb . && cp usr/bin/kubectl $(CURDIR)/$@
+
 # test/tally fails on a failed test and on a skipped one: here nothing may be missing.
 # Vet is left to make check, which does more of it.
-test: deps build
+test: deps build bin/kubectl-debian
 	go build -o bin/tally ./test/tally
 	go test -vet=off -p 2 -timeout 15m -json $(TESTED) 2>&1 | bin/tally
 	go test -vet=off -p 1 -timeout 30m -json $(STORIES) 2>&1 | bin/tally

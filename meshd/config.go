@@ -69,7 +69,7 @@ func (c *nodeConfig) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.CRI, "cri-socket", "", "socket of the container runtime (default the first found of containerd's and CRI-O's)")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "folder the container runtime reads network configurations from (default what it says itself)")
 	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "", "folder the container runtime runs CNI plugins from (default what it says itself)")
-	f.StringVar(&c.CNIPlugin, "cni-plugin", "", "our CNI plugin, to be installed there (default `mesh` beside this program)")
+	f.StringVar(&c.CNIPlugin, "cni-plugin", "", "our CNI plugin, to be installed there (default the file mesh beside this program)")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
 	f.IntVar(&c.AgentPort, "agent-port", 10250, "TCP port on which the API server reaches this node for logs and exec")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")

@@ -45,7 +45,7 @@ new token.`,
 		},
 	}
 	cfg.flags(cmd.Flags())
-	cmd.Flags().StringVar(&token, "token", "", "token of `meshctl token create`")
+	cmd.Flags().StringVar(&token, "token", "", "token that meshctl token create prints")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file that holds the token, so that it does not show in the process list")
 	return cmd
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -21,9 +22,30 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	if err := newCommand().ExecuteContext(ctx); err != nil {
+	ended := make(chan error, 1)
+	go func() { ended <- newCommand().ExecuteContext(ctx) }()
+	if err := outcome(ctx, ended); err != nil {
 		fmt.Fprintln(os.Stderr, "meshd:", err)
 		os.Exit(1)
+	}
+}
+
+// endPatience is how long the end may take once it was asked for. Watches of
+// an API that is away sleep up to half a minute; nothing depends on a clean
+// end, so nobody waits for them.
+const endPatience = 8 * time.Second
+
+func outcome(ctx context.Context, ended <-chan error) error {
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endPatience):
+		return nil
 	}
 }
 

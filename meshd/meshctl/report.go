@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -58,7 +59,7 @@ func judge(f facts, now time.Time) report {
 	r := report{Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
 	r.daemon(f)
 	if f.apiErr != nil {
-		r.add("api", f.apiErr.Error(), "is `meshd server` running on the server, and can this machine reach it? `journalctl -u meshd` there")
+		r.add("api", f.apiErr.Error(), "is `meshd server` running on the server, and can this machine reach it? `journalctl -u meshd-server` there")
 	}
 	r.nodes(f)
 	r.pods(f, now)
@@ -73,7 +74,7 @@ func (r *report) add(what, reason, next string) {
 
 func (r *report) daemon(f facts) {
 	if f.daemon == nil {
-		r.add("meshd on this machine", f.daemonErr.Error(), "start it: `systemctl start meshd`, or `meshd server` / `meshd join`; pods and tunnels go on without it")
+		r.add("meshd on this machine", f.daemonErr.Error(), "start it: `systemctl start meshd-server` or `meshd-join`, or `meshd server` / `meshd join` by hand; its log: `journalctl -u 'meshd*'`; pods and tunnels go on without it")
 		return
 	}
 	d := *f.daemon
@@ -225,7 +226,7 @@ func printReport(out io.Writer, r report) error {
 	}
 	fmt.Fprintln(tw, "\nNODE\tREADY\tADDRESS\tPOD CIDRS\tPODS")
 	for _, n := range r.Nodes {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\n", n.Name, n.Ready, n.Address, strings.Join(n.PodCIDR, ","), n.Pods)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", n.Name, n.Ready, n.Address, strings.Join(n.PodCIDR, ","), r.podsOn(n))
 	}
 	fmt.Fprintln(tw, "\nTUNNEL TO\tUP\tENDPOINT\tHANDSHAKE\tRX\tTX\tMTU\tBACK END")
 	for _, t := range r.Tunnels {
@@ -249,13 +250,26 @@ func printProblems(out io.Writer, problems []problem) error {
 		_, err := fmt.Fprintln(out, "\nhealthy")
 		return err
 	}
-	fmt.Fprintf(out, "\n%d PROBLEMS\n", len(problems))
+	plural := "S"
+	if len(problems) == 1 {
+		plural = ""
+	}
+	fmt.Fprintf(out, "\n%d PROBLEM%s\n", len(problems), plural)
 	for _, p := range problems {
 		if _, err := fmt.Fprintf(out, "- %s\n    why:  %s\n    next: %s\n", p.What, p.Reason, p.Next); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// podsOn is the number of pods of a node, or a dash where these credentials
+// cannot tell.
+func (r report) podsOn(n nodeLine) string {
+	if r.Pods.OwnNodeOnly && r.Daemon != nil && n.Name != r.Daemon.Node {
+		return "-"
+	}
+	return strconv.Itoa(n.Pods)
 }
 
 func yesNo(b bool) string {

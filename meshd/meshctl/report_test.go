@@ -94,7 +94,7 @@ func TestProblemsHaveAReasonAndANextStep(t *testing.T) {
 		spoil           func(*facts)
 		what, why, next string
 	}{
-		{"no daemon", func(f *facts) { f.daemon, f.daemonErr = nil, errors.New("connection refused") }, "meshd on this machine", "connection refused", "systemctl start meshd"},
+		{"no daemon", func(f *facts) { f.daemon, f.daemonErr = nil, errors.New("connection refused") }, "meshd on this machine", "connection refused", "systemctl start meshd-server"},
 		{"no API", func(f *facts) { f.apiErr = errors.New("list nodes: timeout") }, "api", "list nodes: timeout", "meshd server"},
 		{"a failed check", func(f *facts) {
 			f.daemon.Checks = []status.Check{{Name: "dns/upstream", Reason: "no upstream", Next: "name one"}}

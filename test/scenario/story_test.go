@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 }
 
 // newWorld is a world that is taken away after the test, without a trace.
-func newWorld(t *testing.T) *story.World {
+func newWorld(t *testing.T, kubectl ...string) *story.World {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -36,7 +36,7 @@ func newWorld(t *testing.T) *story.World {
 			t.Skipf("needs bin/%s: make", binary)
 		}
 	}
-	w, err := story.New(story.Config{Bin: filepath.Join(root, "bin"), Work: t.TempDir(),
+	w, err := story.New(story.Config{Bin: filepath.Join(root, "bin"), Work: t.TempDir(), Kubectl: kubectl,
 		Manifest: filepath.Join(root, "manifests", "examples", "demo.yaml")})
 	if err != nil {
 		t.Fatal(err)
@@ -83,3 +83,12 @@ func TestTokens(t *testing.T) { tell(t, newWorld(t), story.Tokens()) }
 func TestPowerCut(t *testing.T) { tell(t, newWorld(t), story.PowerCut()) }
 
 func TestKubectl(t *testing.T) { tell(t, newWorld(t), story.Kubectl()) }
+
+// TestKubectlOfDebian is the same with Debian 12's kubectl, years older than
+// the API; make puts it beside our binaries.
+func TestKubectlOfDebian(t *testing.T) {
+	if _, err := os.Stat(filepath.Join("..", "..", "bin", "kubectl-debian")); err != nil {
+		t.Skip("needs bin/kubectl-debian: make bin/kubectl-debian")
+	}
+	tell(t, newWorld(t, "kubectl-debian", "--kubeconfig", story.AdminKubeconfig), story.Kubectl())
+}

@@ -8,7 +8,7 @@ import (
 )
 
 // Kubectl is the story of the commands people type every day, on one machine,
-// through the kubectl that meshctl carries.
+// with the kubectl of Config.
 func Kubectl() []Step {
 	return []Step{
 		{"a cluster of one machine with one pod", func(ctx context.Context, w *World) (string, error) { return "", Idle(ctx, w) }},
@@ -19,7 +19,7 @@ func Kubectl() []Step {
 		{"logs", says([]string{"logs", "-n", namespace, "deploy/idle"}, "serving as pod idle-")},
 		{"scale to 3", scaled},
 		{"rollout restart makes new pods", rolledOut},
-		{"explain", says([]string{"explain", "deployment.spec.replicas"}, "FIELD: replicas")},
+		{"explain", says([]string{"explain", "deployment.spec.replicas"}, "FIELD:", "replicas")},
 		{"a mistake in YAML is named", refusesMistake},
 		{"delete the namespace and all in it", deleted},
 	}

@@ -201,7 +201,11 @@ func tunnelsUp(doc []byte) (up int, backend string, err error) {
 
 // Kubectl runs meshctl kubectl on m1.
 func (w *World) Kubectl(ctx context.Context, args ...string) (string, error) {
-	return w.Machine("m1").Run(ctx, append([]string{"meshctl", "kubectl"}, args...)...)
+	tool := w.cfg.Kubectl
+	if len(tool) == 0 {
+		tool = []string{"meshctl", "kubectl"}
+	}
+	return w.Machine("m1").Run(ctx, slices.Concat(tool, args)...)
 }
 
 func applyApplication(ctx context.Context, w *World) (string, error) {

@@ -39,7 +39,10 @@ type Config struct {
 	Work string // folder for what is built on the way (images)
 	// Manifest is the application, manifests/examples/demo.yaml.
 	Manifest string
-	Log      *slog.Logger
+	// Kubectl is the command that works on the cluster, on machine m1; empty
+	// is the one meshctl carries.
+	Kubectl []string
+	Log     *slog.Logger
 }
 
 // World is all a step can look at and act on.
