@@ -161,8 +161,8 @@ func TestACorruptRecordOfADeadPodGoes(t *testing.T) {
 	if err := os.Truncate(filepath.Join(l.dataDir, "meshd", l.records()[0]), 0); err != nil {
 		t.Fatal(err)
 	}
+	run(t, "ip", "link", "del", HostLink("web", "eth0")) // the kernel would, in its own time
 	removePod(pod)
-	run(t, "ip", "link", "del", HostLink("web", "eth0"))
 	if r := l.sweep(nil); !slices.Equal(freedIDs(r), []string{"web"}) {
 		t.Errorf("report %+v", r)
 	}
