@@ -418,6 +418,10 @@ func (l *lab) startAPI() {
 		l.t.Fatal(err)
 	}
 	l.runAPI()
+	_, err = l.admin.CoreV1().Nodes().Create(context.Background(), &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}, metav1.CreateOptions{})
+	if err != nil {
+		l.t.Fatal(err) // joining does that elsewhere
+	}
 	_, err = l.admin.CoreV1().ServiceAccounts("default").Create(context.Background(), &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	if err != nil && !strings.Contains(err.Error(), "already exists") {
 		l.t.Fatal(err)

@@ -16,6 +16,9 @@ type lease struct{ last *coordv1.Lease }
 
 // renew says that the node lives.
 func (n *Node) renew(ctx context.Context) error {
+	if n.wasRemoved() {
+		return n.removedError()
+	}
 	ctx, cancel := context.WithTimeout(ctx, max(3*time.Second, 2*n.cfg.LeaseInterval))
 	defer cancel()
 	leases := n.cfg.Client.CoordinationV1().Leases(v1.NamespaceNodeLease)

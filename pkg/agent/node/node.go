@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -67,7 +68,8 @@ type Node struct {
 	lease   lease
 	beating bool
 	ready   bool
-	network string // why pods cannot be connected
+	removed time.Time // when the API last had no such node; zero when it has
+	network string    // why pods cannot be connected
 }
 
 // The paces of looking at the node, and of saying again that nothing changed.
@@ -85,17 +87,38 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, port: int32(port)}
 	n.loop = reconcile.New(reconcile.Config{Name: "agent/node", Do: n.sync, Resync: lookEvery, MaxBackoff: 5 * time.Second,
-		Report: func(err error) {
-			cfg.Board.Report("agent/node", err, "check that the API server is reachable and the node's certificate valid")
-		}, Log: cfg.Log})
+		Report: func(err error) { n.report("agent/node", err) }, Log: cfg.Log})
 	n.beat = reconcile.New(reconcile.Config{Name: "agent/lease", Do: n.renew, Resync: cfg.LeaseInterval, MaxBackoff: cfg.LeaseInterval,
 		Report: n.beaten})
 	return n, nil
 }
 
+// errRemoved: the cluster has no such node, and this one may not make it.
+var errRemoved = errors.New("it was removed")
+
+// report puts an outcome on the board, with what a person can do.
+func (n *Node) report(name string, err error) {
+	next := "check that the API server is reachable and the node's certificate valid"
+	if n.wasRemoved() {
+		err = n.removedError()
+		next = "join again with a new token (meshctl token create), after removing DATA-DIR/node"
+	}
+	n.cfg.Board.Report(name, err, next)
+}
+
+func (n *Node) removedError() error {
+	return fmt.Errorf("node %s is not in the cluster: %w", n.cfg.Name, errRemoved)
+}
+
+func (n *Node) wasRemoved() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.removed.IsZero()
+}
+
 // beaten tells of the lease when that is news, not every second.
 func (n *Node) beaten(err error) {
-	n.cfg.Board.Report("agent/lease", err, "check that the API server is reachable and the node's certificate valid")
+	n.report("agent/lease", err)
 	n.mu.Lock()
 	news := (err == nil) != n.beating
 	n.beating = err == nil
@@ -142,17 +165,20 @@ func (n *Node) Allocatable() v1.ResourceList {
 func (n *Node) sync(ctx context.Context) error {
 	conditions, rtErr := n.conditions(ctx)
 	n.noteReady(conditions)
+	n.mu.Lock()
+	later := time.Since(n.removed) < removedPace
+	n.mu.Unlock()
+	if later {
+		return nil // the board tells of it
+	}
 	ctx, cancel := context.WithTimeout(ctx, apiLimit)
 	defer cancel()
-	nodes := n.cfg.Client.CoreV1().Nodes()
-	old, err := nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		old, err = nodes.Create(ctx, &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.cfg.Name, Labels: n.labels()}}, metav1.CreateOptions{})
-		if apierrors.IsAlreadyExists(err) {
-			old, err = nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
-		}
-	}
-	if err != nil {
+	old, err := n.object(ctx)
+	n.noteRemoved(errors.Is(err, errRemoved))
+	switch {
+	case errors.Is(err, errRemoved):
+		return nil
+	case err != nil:
 		return fmt.Errorf("node %s: %w", n.cfg.Name, err)
 	}
 	n.mu.Lock()
@@ -164,6 +190,46 @@ func (n *Node) sync(ctx context.Context) error {
 		return err
 	}
 	return rtErr
+}
+
+// object is the node's own. Joining makes it; where the API lets the agent make
+// it, the agent does so too.
+func (n *Node) object(ctx context.Context) (*v1.Node, error) {
+	nodes := n.cfg.Client.CoreV1().Nodes()
+	obj, err := nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		return obj, err
+	}
+	obj, err = nodes.Create(ctx, &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.cfg.Name, Labels: n.labels()}}, metav1.CreateOptions{})
+	switch {
+	case apierrors.IsForbidden(err):
+		return nil, errRemoved
+	case apierrors.IsAlreadyExists(err):
+		return nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
+	}
+	return obj, err
+}
+
+// removedPace is the time between two questions whether a node that was removed
+// is back.
+const removedPace = 30 * time.Second
+
+// noteRemoved tells once that the node was removed, and once that it is back.
+// Pods are left alone: what becomes of them the API says.
+func (n *Node) noteRemoved(removed bool) {
+	n.mu.Lock()
+	was := !n.removed.IsZero()
+	n.removed = time.Time{}
+	if removed {
+		n.removed = time.Now()
+	}
+	n.mu.Unlock()
+	switch {
+	case removed && !was:
+		n.cfg.Log.Error("node is not in the cluster: it was removed; pods go on running", "node", n.cfg.Name)
+	case was && !removed:
+		n.cfg.Log.Info("node is in the cluster again", "node", n.cfg.Name)
+	}
 }
 
 // unreadyPace is the time between two looks while the node is not ready.
