@@ -211,8 +211,16 @@ func (s *Store) once(ctx context.Context, r Ref, e *entry) error {
 	switch {
 	case err == nil:
 		s.set(r, e, obj, nil)
-	case apierrors.IsNotFound(err), apierrors.IsForbidden(err):
+	case apierrors.IsNotFound(err):
 		s.set(r, e, nil, err)
+	case apierrors.IsForbidden(err):
+		// No proof that it is gone: an API that has just started may not know
+		// yet which pods are this node's.
+		s.recall(r, e)
+		if !s.has(e) {
+			s.set(r, e, nil, err)
+		}
+		return err
 	default:
 		s.recall(r, e)
 		return err
@@ -269,6 +277,13 @@ func (s *Store) stale(e *entry, obj runtime.Object) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return e.obj != nil && number(obj) < number(e.obj)
+}
+
+// has reports whether an object is held, of whatever age.
+func (s *Store) has(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.obj != nil
 }
 
 // number of an object's resource version.

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -70,6 +71,39 @@ func TestObjectsAreFollowedKeptAndLetGo(t *testing.T) {
 	third.mu.Unlock()
 	if exists(path) {
 		t.Error("an object nobody holds any more is kept on disk")
+	}
+}
+
+// An API that has just started may refuse for a moment what it gave before.
+func TestForbiddenIsNoProof(t *testing.T) {
+	cm := &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "cm", ResourceVersion: "1"}, Data: map[string]string{"k": "v"}}
+	dir, ref := t.TempDir(), Ref{"configmaps", "ns", "cm"}
+	refuse := func() *fake.Clientset {
+		no := apierrors.NewForbidden(schema.GroupResource{Resource: "configmaps"}, "cm", errors.New("no pod needs it"))
+		c := fake.NewClientset()
+		c.PrependReactor("*", "*", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, no })
+		c.PrependWatchReactor("*", clienttesting.DefaultWatchReactor(nil, no))
+		return c
+	}
+	s, news := newStore(t, fake.NewClientset(cm), dir)
+	s.Hold("pod", []Ref{ref})
+	<-news
+	s.Close()
+
+	again, _ := newStore(t, refuse(), dir)
+	again.Hold("pod", []Ref{ref})
+	if got, err := again.ConfigMap("ns", "cm"); err != nil || got.Data["k"] != "v" {
+		t.Errorf("what was kept is given up: %v, %v", got, err)
+	}
+	e := &entry{ready: make(chan struct{}), obj: cm}
+	e.once.Do(func() { close(e.ready) })
+	if err := again.once(t.Context(), ref, e); !apierrors.IsForbidden(err) || e.obj != cm {
+		t.Errorf("what is held is given up: %v, %v", e.obj, err)
+	}
+	fresh, _ := newStore(t, refuse(), t.TempDir())
+	fresh.Hold("pod", []Ref{ref})
+	if _, err := fresh.ConfigMap("ns", "cm"); !apierrors.IsForbidden(err) {
+		t.Errorf("what never was is %v", err)
 	}
 }
 

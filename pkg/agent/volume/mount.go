@@ -101,7 +101,8 @@ func bindSubPath(volume, sub, at string, group *int64) error {
 			_ = root.Chmod(sub, 0o775|os.ModeSetgid)
 		}
 	}
-	f, err := root.Open(sub)
+	// What the pod put there may be a pipe that nobody writes.
+	f, err := root.OpenFile(sub, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return fmt.Errorf("open subPath %q: %w", sub, err)
 	}

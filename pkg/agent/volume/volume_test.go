@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -200,6 +201,24 @@ func TestSubPathStaysInside(t *testing.T) {
 		if err := bindSubPath(vol, sub, filepath.Join(t.TempDir(), "at"), nil); err == nil {
 			t.Errorf("%q was mounted", sub)
 		}
+	}
+}
+
+// A pipe the pod put there is bound like a file, and nobody waits at it.
+func TestSubPathMayBeAPipe(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount")
+	}
+	vol, at := t.TempDir(), filepath.Join(t.TempDir(), "at")
+	if err := unix.Mkfifo(filepath.Join(vol, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := bindSubPath(vol, "pipe", at, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(at, unix.MNT_DETACH)
+	if st, err := os.Stat(at); err != nil || st.Mode()&os.ModeNamedPipe == 0 {
+		t.Errorf("it is %v, %v", st, err)
 	}
 }
 
