@@ -53,7 +53,8 @@ type Config struct {
 	// ServingCert, ServingKey and ClientCA are PEM files. They are read again
 	// when they change.
 	ServingCert, ServingKey, ClientCA string
-	// ClusterDNS gives the resolver pods use, at the time a pod starts.
+	// ClusterDNS gives the resolver pods use, at the time a pod starts; pods
+	// wait while it gives none. Without it pods use the node's resolver.
 	ClusterDNS func() []netip.Addr
 	// ClusterDomain defaults to cluster.local.
 	ClusterDomain string
@@ -76,9 +77,6 @@ func (c *Config) defaults() {
 	}
 	if c.Listen == "" {
 		c.Listen = ":10250"
-	}
-	if c.ClusterDNS == nil {
-		c.ClusterDNS = func() []netip.Addr { return nil }
 	}
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = "cluster.local"
@@ -131,6 +129,7 @@ type Agent struct {
 	mu        sync.Mutex
 	workers   map[types.UID]*worker
 	births    int
+	started   time.Time
 	owners    map[string]types.UID // of containers and sandboxes
 	seen      map[types.UID]bool   // pods the API has
 	apiSynced bool
@@ -201,6 +200,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.mu.Lock()
+	a.started = time.Now()
+	a.mu.Unlock()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, pod := range kept {
 		a.ensure(ctx, pod)

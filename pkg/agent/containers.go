@@ -28,7 +28,7 @@ func (w *worker) startContainer(ctx context.Context, pod *v1.Pod, op plan.Op) er
 		return fmt.Errorf("container %s or its sandbox is gone", op.Name)
 	}
 	host, fqdn := podspec.Hostname(pod, w.a.cfg.NodeName, w.a.cfg.ClusterDomain)
-	dns := podspec.DNS(pod, w.a.cfg.ClusterDNS(), w.a.cfg.ClusterDomain, w.a.resolvConf())
+	dns := podspec.DNS(pod, w.a.clusterDNS(), w.a.cfg.ClusterDomain, w.a.resolvConf())
 	sandboxCfg := podspec.Sandbox(pod, sb.Attempt, host, dns, w.a.cfg.PodLogDir)
 	image, err := w.ensureImage(w.patience, pod, c, sandboxCfg)
 	if err != nil {

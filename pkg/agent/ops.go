@@ -158,7 +158,7 @@ func (w *worker) teardownVolumes() error {
 
 func (w *worker) createSandbox(ctx context.Context, pod *v1.Pod, op plan.Op) error {
 	host, _ := podspec.Hostname(pod, w.a.cfg.NodeName, w.a.cfg.ClusterDomain)
-	dns := podspec.DNS(pod, w.a.cfg.ClusterDNS(), w.a.cfg.ClusterDomain, w.a.resolvConf())
+	dns := podspec.DNS(pod, w.a.clusterDNS(), w.a.cfg.ClusterDomain, w.a.resolvConf())
 	cfg := podspec.Sandbox(pod, uint32(op.Attempt), host, dns, w.a.cfg.PodLogDir)
 	if err := os.MkdirAll(cfg.LogDirectory, 0o755); err != nil {
 		return err
@@ -245,16 +245,29 @@ func (w *worker) writeStatus(ctx context.Context, pod *v1.Pod, status v1.PodStat
 	written, err := w.a.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
-		// The watch will say what became of it. A conflict is one of UIDs: the
-		// name is another pod's now.
-		if w.a.synced() {
-			w.vanish()
-		}
-		return nil
+		return w.lost(ctx, pod, err)
 	case err != nil:
 		return fmt.Errorf("write pod status: %w", err)
 	}
 	w.written(written)
+	return nil
+}
+
+// lost acts on a write that found no such pod. A conflict is no proof: the name
+// may be another pod's now, or others wrote the same pod again and again.
+func (w *worker) lost(ctx context.Context, pod *v1.Pod, cause error) error {
+	if apierrors.IsConflict(cause) {
+		now, err := w.a.client.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+		switch {
+		case err == nil && now.UID == pod.UID:
+			return fmt.Errorf("write pod status: %w", cause)
+		case err != nil && !apierrors.IsNotFound(err):
+			return fmt.Errorf("look for pod after %q: %w", cause, err)
+		}
+	}
+	if w.a.synced() {
+		w.vanish()
+	}
 	return nil
 }
 

@@ -171,15 +171,16 @@ func (a *Agent) hasElder(w *worker) bool {
 	return false
 }
 
-// own remembers whose the containers and sandboxes are.
-func (a *Agent) own(uid types.UID, obs plan.Observed) {
+// own remembers whose the containers and sandboxes are, and forgets those that
+// are no more since the look before.
+func (a *Agent) own(uid types.UID, before, now plan.Observed) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, c := range obs.Containers {
-		a.owners[c.ID] = uid
+	for _, id := range before.IDs() {
+		delete(a.owners, id)
 	}
-	for _, s := range obs.Sandboxes {
-		a.owners[s.ID] = uid
+	for _, id := range now.IDs() {
+		a.owners[id] = uid
 	}
 }
 

@@ -106,10 +106,11 @@ func (w *worker) object() *v1.Pod {
 const watchLag = 10 * time.Second
 
 // update takes the object as the watch shows it, unless it is of before our own
-// last write.
+// last write, or is that write: what followed from it was looked at then.
 func (w *worker) update(pod *v1.Pod) {
 	w.mu.Lock()
-	late := older(pod.ResourceVersion, w.wrote) && time.Since(w.wroteAt) < watchLag
+	late := older(pod.ResourceVersion, w.wrote) && time.Since(w.wroteAt) < watchLag ||
+		w.wrote != "" && pod.ResourceVersion == w.wrote && w.pod.ResourceVersion == w.wrote && !w.gone
 	if !late {
 		w.take(pod)
 	}
@@ -193,7 +194,7 @@ const resync = 2 * time.Minute
 func (w *worker) sync(ctx context.Context) time.Time {
 	now := time.Now()
 	w.mu.Lock()
-	finished := w.finished
+	finished, before := w.finished, w.seen
 	w.mu.Unlock()
 	obs, err := w.a.rt.Observe(ctx, w.uid)
 	if err != nil {
@@ -202,7 +203,7 @@ func (w *worker) sync(ctx context.Context) time.Time {
 		}
 		return now.Add(time.Second)
 	}
-	w.a.own(w.uid, obs)
+	w.a.own(w.uid, before, obs)
 	w.probe(obs)
 
 	w.mu.Lock()
@@ -211,6 +212,7 @@ func (w *worker) sync(ctx context.Context) time.Time {
 		return now // an operation ended while we looked: what we saw is of before
 	}
 	w.seen = obs
+	plan.Forgive(w.failures, w.down, obs)
 	in := w.input(obs, now)
 	p := plan.Next(in)
 	if w.a.hasElder(w) {
@@ -254,6 +256,7 @@ func (w *worker) input(obs plan.Observed, now time.Time) plan.Input {
 		Down: w.down, VolumesReady: w.volumes.ready, VolumesGone: w.volumes.gone, Gone: w.gone, Evicted: w.evicted, NoNetwork: w.a.node.NetworkProblem(),
 		StartTime: w.start, Hash: podspec.Hash, Now: now,
 	}
+	in.Hold, in.HoldUntil = w.a.holdPod(w.pod, now)
 	if !w.gone {
 		in.Unsupported = podspec.Unsupported(w.pod)
 	}

@@ -81,6 +81,18 @@ func (o *Observed) find(name string, skip int) *Container {
 	return nil
 }
 
+// IDs of all there is.
+func (o *Observed) IDs() []string {
+	var ids []string
+	for _, s := range o.Sandboxes {
+		ids = append(ids, s.ID)
+	}
+	for _, c := range o.Containers {
+		ids = append(ids, c.ID)
+	}
+	return ids
+}
+
 // Running reports whether any container of the pod may have a process.
 func (o *Observed) Running() bool {
 	for _, c := range o.Containers {

@@ -2,6 +2,8 @@ package plan
 
 import (
 	"fmt"
+	"maps"
+	"strings"
 	"time"
 )
 
@@ -58,6 +60,21 @@ func (o Op) Key() string {
 	default:
 		return string(o.Verb)
 	}
+}
+
+// Forgive drops what is remembered of containers and sandboxes that are no
+// more: failures by Op.Key, and sandboxes that are down.
+func Forgive(failures map[string]Failure, down map[string]bool, obs Observed) {
+	there := map[string]bool{}
+	for _, id := range obs.IDs() {
+		there[id] = true
+	}
+	maps.DeleteFunc(down, func(id string, _ bool) bool { return !there[id] })
+	maps.DeleteFunc(failures, func(key string, _ Failure) bool {
+		what, id, _ := strings.Cut(key, "/")
+		id, _, _ = strings.Cut(id, "/") // of a kill sooner than another
+		return (what == "kill" || what == "remove" || what == "sandbox") && id != "" && !there[id]
+	})
 }
 
 func (o Op) String() string {

@@ -62,6 +62,10 @@ type Input struct {
 	Gone bool
 	// NoNetwork says why a pod cannot be connected now; empty when it can.
 	NoNetwork string
+	// Hold says why no sandbox may be made now, until HoldUntil when that is
+	// not zero; empty when one may.
+	Hold      string
+	HoldUntil time.Time
 	// Evicted says why the node ends the pod; empty when it does not.
 	Evicted string
 	// Unsupported names what the pod asks and this agent cannot give.
@@ -244,6 +248,13 @@ func (p *planner) replaceSandbox(old *Sandbox) {
 	}
 	if p.NoNetwork != "" && !p.Pod.Spec.HostNetwork {
 		p.waitAll("ContainerCreating", "network is not ready: "+p.NoNetwork)
+		return
+	}
+	if p.Hold != "" {
+		p.waitAll("ContainerCreating", p.Hold)
+		if !p.HoldUntil.IsZero() {
+			p.wake(p.HoldUntil)
+		}
 		return
 	}
 	if p.VolumesReady {

@@ -20,6 +20,7 @@ var noon = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 //	sandboxes:  s0 s1! (! is not ready)        down=s0
 //	containers: x#0@s0:run  x#0@s0:exit=1,ran=5s,ago=2s,waited=10s  :created :unknown :old
 //	probes:     ready=x unstarted=x sick=x
+//	            hold=9s (until then; alone: until heard) nonetwork
 //	rest:       busy=start/x failed=start/x,ErrImagePull,2,ago=1s novolumes volumesgone
 func parse(t *testing.T, text string) Input {
 	t.Helper()
@@ -88,6 +89,11 @@ func parseWord(t *testing.T, in *Input, word string) {
 		in.Pod.Status.Phase = v1.PodPhase(value)
 	case key == "nonetwork":
 		in.NoNetwork = "no conflist"
+	case key == "hold":
+		in.Hold = "the API"
+		if value != "" {
+			in.HoldUntil = noon.Add(duration(t, value))
+		}
 	case key == "hostnetwork":
 		spec.HostNetwork = true
 	case key == "evicted":
@@ -200,6 +206,11 @@ func TestNext(t *testing.T) {
 		{"then a sandbox", "app=x", "create sandbox #0; x waits: ContainerCreating"},
 		{"not without a network", "app=x nonetwork", "x waits: ContainerCreating"},
 		{"but the node's own will do", "app=x nonetwork hostnetwork", "create sandbox #0; x waits: ContainerCreating"},
+		{"not while it is held", "app=x hold=9s", "x waits: ContainerCreating; wake in 9s"},
+		{"for as long as it takes", "app=x hold", "x waits: ContainerCreating"},
+		{"what is left of the old one goes meanwhile", "app=x hold s0! x#0@s0:exit=137", "stop sandbox s0; x waits: ContainerCreating"},
+		{"what lives is not held", "app=x hold s0 x#0@s0:exit=1", "start container x #1 after 0s; x waits: ContainerCreating"},
+		{"nor is an end", "deleted hold app=x s0 x#0@s0:exit=0", "stop sandbox s0"},
 		{"then its containers", "app=x,y s0", "start container x #0 after 0s; start container y #0 after 0s; x waits: ContainerCreating; y waits: ContainerCreating"},
 		{"nothing to do", "app=x s0 x#0@s0:run", ""},
 		{"a start under way is not repeated", "app=x s0 busy=start/x", "x waits: ContainerCreating"},
