@@ -101,7 +101,7 @@ func (n *Node) report(name string, err error) {
 	next := "check that the API server is reachable and the node's certificate valid"
 	if n.wasRemoved() {
 		err = n.removedError()
-		next = "join again with a new token (meshctl token create), after removing DATA-DIR/node"
+		next = "make a token on a server (meshctl token create) and start this machine with it: meshd join HOST --token TOKEN; its pods go on meanwhile"
 	}
 	n.cfg.Board.Report(name, err, next)
 }
