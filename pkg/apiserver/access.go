@@ -48,10 +48,14 @@ func (s *Server) authenticator(ca dynamiccertificates.CAContentProvider) (authen
 	return union.NewFailOnError(group.NewAuthenticatedGroupAdder(known), anonymous.NewAuthenticator(public)), nil
 }
 
-// nodeIndex knows which node needs what, because of its pods.
+// nodeIndex knows the nodes, and which needs what because of its pods.
 func (s *Server) nodeIndex() (*nodeauth.Index, error) {
 	index := nodeauth.NewIndex()
 	core := s.parts.informers.Core().V1()
+	nodes, err := core.Nodes().Informer().AddEventHandler(index.Nodes())
+	if err != nil {
+		return nil, fmt.Errorf("watch nodes: %w", err)
+	}
 	pods, err := core.Pods().Informer().AddEventHandler(index.Pods())
 	if err != nil {
 		return nil, fmt.Errorf("watch pods: %w", err)
@@ -60,7 +64,7 @@ func (s *Server) nodeIndex() (*nodeauth.Index, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch claims: %w", err)
 	}
-	index.SyncedBy(pods.HasSynced, claims.HasSynced)
+	index.SyncedBy(nodes.HasSynced, pods.HasSynced, claims.HasSynced)
 	return index, nil
 }
 

@@ -3,6 +3,7 @@ package apiserver_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -77,6 +78,8 @@ func TestBehaviour(t *testing.T) {
 		{"aggregated roles are filled", aggregatedRoles},
 		{"a service account has tokens that end with it", tokens},
 		{"an agent sees what its pods need and no more", agents},
+		{"an agent publishes its own key and where it is", peerKeys},
+		{"an agent whose node was removed may do nothing", removedNode},
 		{"an autoscaler is stored as it came", autoscalers},
 		{"webhooks change and refuse", webhooks},
 		{"an eviction asks the budget", evictions},
@@ -617,7 +620,8 @@ func roles(t *testing.T, c *cluster, ns string) {
 	if _, err := dev.RbacV1().Roles(ns).Create(ctx, role("more", "secrets", "get"), metav1.CreateOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "not currently held") {
 		t.Errorf("gave what he has not: %v", err)
 	}
-	node := c.client("system:node:n1", "system:nodes")
+	must(c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n-" + ns}}, metav1.CreateOptions{}))(t)
+	node := c.client("system:node:n-"+ns, "system:nodes")
 	if _, err := node.CoreV1().Secrets(ns).List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("a node lists secrets: %v", err)
 	}
@@ -692,6 +696,86 @@ func agents(t *testing.T, c *cluster, ns string) {
 	})
 	if _, err := agent.CoreV1().Secrets(ns).Get(ctx, "other", metav1.GetOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("it read a secret none of its pods uses: %v", err)
+	}
+}
+
+// peerKeys: what a node publishes to its peers must be its own and readable.
+func peerKeys(t *testing.T, c *cluster, ns string) {
+	ctx := t.Context()
+	mine, theirs := "mine-"+ns, "theirs-"+ns
+	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
+	for name, annotations := range map[string]map[string]string{mine: nil, theirs: {"meshd.dev/public-key": key(7)}} {
+		must(c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}, metav1.CreateOptions{}))(t)
+		// Once it may read, the server knows the node and its key.
+		must(c.client("system:node:"+name, "system:nodes").CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))(t)
+	}
+	agent := c.client("system:node:"+mine, "system:nodes")
+	for _, p := range []struct{ name, annotation, value, refusal string }{
+		{"its own key", "meshd.dev/public-key", key(8), ""},
+		{"another's key", "meshd.dev/public-key", key(7), `node "` + theirs + `" has it`},
+		{"no key", "meshd.dev/public-key", "7", "want 32 bytes in base64"},
+		{"where it is", "meshd.dev/endpoints", "192.0.2.1:51820,[2001:db8::1]:51820", ""},
+		{"nowhere", "meshd.dev/endpoints", "127.0.0.1:51820", "want address:port of a unicast address"},
+	} {
+		for _, sub := range []string{"", "status"} {
+			patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, p.annotation, p.value)
+			_, err := agent.CoreV1().Nodes().Patch(ctx, mine, types.MergePatchType, []byte(patch), metav1.PatchOptions{}, strings.Fields(sub)...)
+			if p.refusal == "" && err != nil || p.refusal != "" && (!apierrors.IsForbidden(err) || !strings.Contains(err.Error(), p.refusal)) {
+				t.Errorf("publishes %s on nodes/%s: %v, want %q", p.name, sub, err, p.refusal)
+			}
+		}
+	}
+}
+
+// removedNode: a certificate outlives its node by months, what it may do does not.
+func removedNode(t *testing.T, c *cluster, ns string) {
+	ctx := t.Context()
+	name := "n-" + ns
+	agent := c.client("system:node:"+name, "system:nodes")
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	try := map[string]func() error{
+		"list nodes":    func() error { _, err := agent.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); return err },
+		"list services": func() error { _, err := agent.CoreV1().Services("").List(ctx, metav1.ListOptions{}); return err },
+		"list endpointslices": func() error {
+			_, err := agent.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
+			return err
+		},
+		"list its pods": func() error {
+			_, err := agent.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name})
+			return err
+		},
+		"renew its lease": func() error {
+			_, err := agent.CoordinationV1().Leases("kube-node-lease").Update(ctx, lease, metav1.UpdateOptions{})
+			return err
+		},
+		"write an event": func() error {
+			_, err := agent.CoreV1().Events(ns).Create(ctx, &corev1.Event{ObjectMeta: metav1.ObjectMeta{GenerateName: "e-"},
+				InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: "p"}}, metav1.CreateOptions{})
+			return err
+		},
+	}
+	must(c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(t)
+	lease = must(agent.CoordinationV1().Leases("kube-node-lease").Create(ctx, lease, metav1.CreateOptions{}))(t)
+	for what, do := range try {
+		if err := do(); err != nil {
+			t.Errorf("%s while it is in the cluster: %v", what, err)
+		}
+	}
+	if err := c.admin.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("node %q is not in the cluster: it was removed, or has not joined", name)
+	eventually(t, func() error {
+		_, err := agent.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+			return fmt.Errorf("it reads on after it was removed: %v", err)
+		}
+		return nil
+	})
+	for what, do := range try {
+		if err := do(); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s after it was removed: %v, want %q", what, err, want)
+		}
 	}
 }
 

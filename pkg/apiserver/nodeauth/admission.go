@@ -50,7 +50,7 @@ func (r *restriction) Validate(_ context.Context, a admission.Attributes, _ admi
 	case node == "":
 		err = fmt.Errorf("user %q is not a node", a.GetUserInfo().GetName())
 	case res == nodesResource:
-		err = checkNode(node, a)
+		err = r.checkNode(node, a)
 	case res == podsResource:
 		err = checkPod(node, a)
 	case res == leasesResource:
@@ -64,7 +64,7 @@ func (r *restriction) Validate(_ context.Context, a admission.Attributes, _ admi
 	return nil
 }
 
-func checkNode(node string, a admission.Attributes) error {
+func (r *restriction) checkNode(node string, a admission.Attributes) error {
 	switch a.GetOperation() {
 	case admission.Create:
 		obj, ok := a.GetObject().(*corev1.Node)
@@ -74,7 +74,7 @@ func checkNode(node string, a admission.Attributes) error {
 		if obj.Name != node {
 			return fmt.Errorf("may not create node %q", obj.Name)
 		}
-		return checkNewNode(obj)
+		return errors.Join(checkNewNode(obj), r.checkPublished(node, obj.Annotations, nil))
 	case admission.Update:
 		obj, ok := a.GetObject().(*corev1.Node)
 		old, ok2 := a.GetOldObject().(*corev1.Node)
@@ -84,7 +84,7 @@ func checkNode(node string, a admission.Attributes) error {
 		if old.Name != node || a.GetName() != node {
 			return fmt.Errorf("may not modify node %q", a.GetName())
 		}
-		return checkNodeUpdate(obj, old)
+		return errors.Join(checkNodeUpdate(obj, old), r.checkPublished(node, obj.Annotations, old.Annotations))
 	}
 	return fmt.Errorf("may not %s node %q", strings.ToLower(string(a.GetOperation())), a.GetName())
 }
@@ -121,10 +121,6 @@ func checkNodeUpdate(n, old *corev1.Node) error {
 	return errors.Join(checkAnnotations(n.Annotations, old.Annotations), checkLabels(n.Labels, old.Labels))
 }
 
-// published are the annotations of ours that a node writes for its peers
-// (mesh.AnnotationPublicKey and mesh.AnnotationEndpoints).
-var published = []string{"meshd.dev/public-key", "meshd.dev/endpoints"}
-
 // checkAnnotations keeps what the cluster writes about a node, such as the key
 // it joined with, from the node itself: of our own annotations a node writes
 // only what it publishes to its peers.
@@ -132,7 +128,7 @@ func checkAnnotations(now, before map[string]string) error {
 	for key := range union(now, before) {
 		v, is := now[key]
 		w, was := before[key]
-		if is == was && v == w || slices.Contains(published, key) {
+		if is == was && v == w || key == keyAnnotation || key == endpointsAnnotation {
 			continue
 		}
 		if strings.HasPrefix(key, "meshd.dev/") {

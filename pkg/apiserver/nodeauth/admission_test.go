@@ -1,6 +1,7 @@
 package nodeauth
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
@@ -13,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+
+	"meshd.dev/pkg/mesh"
 )
 
 func node(name string, change ...func(*corev1.Node)) *corev1.Node {
@@ -37,6 +40,17 @@ func label(key, value string) func(*corev1.Node) {
 			delete(labels, key)
 		}
 		n.Labels = labels
+	}
+}
+
+// published gives a node a key of 32 times the same byte, and endpoints.
+func published(key byte, endpoints string) func(*corev1.Node) *corev1.Node {
+	return func(n *corev1.Node) *corev1.Node {
+		n.Annotations = map[string]string{keyAnnotation: mesh.Key(bytes.Repeat([]byte{key}, 32)).String()}
+		if endpoints != "" {
+			n.Annotations[endpointsAnnotation] = endpoints
+		}
+		return n
 	}
 }
 
@@ -71,7 +85,7 @@ func TestAdmission(t *testing.T) {
 		{"registers with a pod CIDR", "CREATE", "nodes", node("n1", bare, func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"10.244.0.0/16"} }), nil, "", "the cluster assigns them"},
 		{"registers as control plane", "CREATE", "nodes", node("n1", bare, label("node-role.kubernetes.io/control-plane", "")), nil, "", "may not set or remove the labels node-role.kubernetes.io/control-plane on itself"},
 		{"registers with an owner", "CREATE", "nodes", node("n1", bare, func(n *corev1.Node) { n.OwnerReferences = owner }), nil, "", "ownerReferences"},
-		{"publishes its key", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Annotations = map[string]string{"meshd.dev/public-key": "k"} }), node("n1"), "n1", ok},
+		{"publishes its key and endpoints", "UPDATE", "nodes", published(1, "192.0.2.1:51820,[2001:db8::1]:51820")(node("n1")), node("n1"), "n1", ok},
 		{"takes another identity", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Annotations = map[string]string{"meshd.dev/identity": "k"} }), node("n1"), "n1", "may not set or remove the annotation meshd.dev/identity"},
 		{"registers with an identity", "CREATE", "nodes", node("n1", bare, func(n *corev1.Node) { n.Annotations = map[string]string{"meshd.dev/identity": "k"} }), nil, "", "may not set or remove the annotation meshd.dev/identity"},
 		{"changes its pod CIDR", "UPDATE", "nodes", node("n1", func(n *corev1.Node) { n.Spec.PodCIDRs = []string{"10.244.2.0/24"} }), node("n1"), "n1", "may not change spec.podCIDRs"},

@@ -11,15 +11,17 @@ import (
 const (
 	// patience is how long a refusal waits for the index to catch up.
 	patience = time.Second
-	// maxWaiting bounds the requests that wait at a time; more are refused
-	// at once.
+	// maxWaiting bounds the requests that wait at a time for the same kind of
+	// news; more are refused at once.
 	maxWaiting = 64
 )
 
 type nodeAuthorizer struct {
 	index    *Index
 	patience time.Duration
-	waiting  chan struct{}
+	// Those that wait for a Node and those that wait for a pod: a removed node
+	// that asks and asks does not use up the patience with the others.
+	forNode, forPods chan struct{}
 }
 
 // NewAuthorizer returns the authorizer of agents. It has no opinion on anyone
@@ -27,7 +29,7 @@ type nodeAuthorizer struct {
 func NewAuthorizer(x *Index) authorizer.Authorizer { return newAuthorizer(x, patience) }
 
 func newAuthorizer(x *Index, patience time.Duration) authorizer.Authorizer {
-	n := &nodeAuthorizer{index: x, patience: patience, waiting: make(chan struct{}, maxWaiting)}
+	n := &nodeAuthorizer{index: x, patience: patience, forNode: make(chan struct{}, maxWaiting), forPods: make(chan struct{}, maxWaiting)}
 	return authorizer.AuthorizerFunc(n.authorize)
 }
 
@@ -41,10 +43,12 @@ func (n *nodeAuthorizer) authorize(ctx context.Context, a authorizer.Attributes)
 	case !a.IsResourceRequest():
 		return authorizer.DecisionNoOpinion, "", nil
 	}
-	seen := n.index.next()
+	if d, why := n.member(ctx, node); d != authorizer.DecisionAllow {
+		return d, why, nil
+	}
 	ok, more := n.check(node, a)
 	if !ok && more {
-		ok = n.wait(ctx, seen, node, a)
+		ok = n.wait(ctx, n.forPods, func() bool { ok, _ := n.check(node, a); return ok })
 	}
 	if ok {
 		return authorizer.DecisionAllow, "", nil
@@ -53,6 +57,23 @@ func (n *nodeAuthorizer) authorize(ctx context.Context, a authorizer.Attributes)
 		return authorizer.DecisionNoOpinion, "the pods of the nodes are not known yet, try again", nil
 	}
 	return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q has no pod that needs this, nor is it its own", node), nil
+}
+
+// member allows a node to go on that has a Node object, and denies everything
+// to one that has none. The machine that joined a moment ago is waited for.
+func (n *nodeAuthorizer) member(ctx context.Context, node string) (authorizer.Decision, string) {
+	known := func() bool { return n.index.hasNode(node) }
+	if known() || n.wait(ctx, n.forNode, known) {
+		return authorizer.DecisionAllow, ""
+	}
+	synced := n.index.HasSynced() // asked before the last look, not after
+	switch {
+	case known():
+		return authorizer.DecisionAllow, ""
+	case !synced:
+		return authorizer.DecisionNoOpinion, "the nodes are not known yet, try again"
+	}
+	return authorizer.DecisionDeny, fmt.Sprintf("node %q is not in the cluster: it was removed, or has not joined", node)
 }
 
 // check reports whether a rule allows a, and whether news from the index could
@@ -75,25 +96,25 @@ func (n *nodeAuthorizer) check(node string, a authorizer.Attributes) (ok, more b
 	return false, more
 }
 
-// wait checks again after each change of the index, for a short while.
-func (n *nodeAuthorizer) wait(ctx context.Context, changed <-chan struct{}, node string, a authorizer.Attributes) bool {
+// wait asks again after each change of the index, for a short while.
+func (n *nodeAuthorizer) wait(ctx context.Context, waiting chan struct{}, holds func() bool) bool {
 	select {
-	case n.waiting <- struct{}{}:
-		defer func() { <-n.waiting }()
+	case waiting <- struct{}{}:
+		defer func() { <-waiting }()
 	default:
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.patience)
 	defer cancel()
 	for {
+		changed := n.index.next()
+		if holds() {
+			return true
+		}
 		select {
 		case <-ctx.Done():
 			return false
 		case <-changed:
-		}
-		changed = n.index.next()
-		if ok, _ := n.check(node, a); ok {
-			return true
 		}
 	}
 }

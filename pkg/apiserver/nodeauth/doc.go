@@ -5,26 +5,36 @@
 // Wiring:
 //
 //	index := nodeauth.NewIndex()
+//	nodes, _ := factory.Core().V1().Nodes().Informer().AddEventHandler(index.Nodes())
 //	pods, _ := factory.Core().V1().Pods().Informer().AddEventHandler(index.Pods())
 //	claims, _ := factory.Core().V1().PersistentVolumeClaims().Informer().AddEventHandler(index.Claims())
-//	index.SyncedBy(pods.HasSynced, claims.HasSynced)
+//	index.SyncedBy(nodes.HasSynced, pods.HasSynced, claims.HasSynced)
 //	authz := union.New(nodeauth.NewAuthorizer(index), rbac)      // before RBAC
 //	admit := admission.NewChainHandler(..., nodeauth.NewAdmission(index))
 //
 // The authorizer decides by names only, from the table in rules.go; the
 // admission plugin looks at what is written: a node cannot give itself pod
 // CIDRs, taints, protected labels or owners, touch another Node, Lease or Pod,
-// or get a token for a service account none of its pods uses.
+// or get a token for a service account none of its pods uses. What it publishes
+// to its peers must be readable, and its public key no other node's; two nodes
+// that publish the same new key in the same moment both get it.
 //
-// Nothing that depends on pods is allowed before the index is synced. The
-// authorizer answers NoOpinion, not Deny, to what it does not allow, so that
+// A node without a Node object was removed, or has not joined: it is denied
+// every request about a resource, whatever certificate it holds. A watch that
+// was open when the Node was deleted goes on to its end, and the certificate is
+// good again once a machine joins by the same name.
+//
+// Nothing that depends on pods is allowed before the index is synced, and
+// nothing at all to a node the index has not seen by then. The
+// authorizer answers NoOpinion, not Deny, to what it does not allow a node, so that
 // the roles of every authenticated user (discovery, self reviews) still come
 // from RBAC; do not bind a role with secrets to system:authenticated. A member
 // of system:nodes without a node's name is denied everything.
 //
 // An agent learns of a pod from its watch and may ask for the pod's Secrets
-// before the index has heard of it. The authorizer therefore waits up to a
-// second for the index to change before it refuses what depends on pods.
+// before the index has heard of it, and a machine that has just joined asks
+// before the index has heard of its Node. The authorizer therefore waits up to a
+// second for the index to change before it refuses either.
 //
 // Not allowed, where a kubelet is: creating mirror pods, TokenReview and
 // SubjectAccessReview (the agent trusts the client CA), CSI objects, DRA,

@@ -8,10 +8,13 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// An Index knows which pods are bound to which node and what they refer to.
+// An Index knows which nodes there are, which pods are bound to which node and
+// what they refer to.
 // It is fed by informers; see the package comment.
 type Index struct {
 	mu sync.RWMutex
+	// members: name of each Node object to the public key it carries
+	members map[string]publicKey
 	// nodes: node name, then pod
 	nodes map[string]map[types.NamespacedName]podRefs
 	// claims: PersistentVolumeClaim to the name of its volume
@@ -45,6 +48,7 @@ const (
 // NewIndex returns an empty Index that is not synced.
 func NewIndex() *Index {
 	return &Index{
+		members: map[string]publicKey{},
 		nodes:   map[string]map[types.NamespacedName]podRefs{},
 		claims:  map[types.NamespacedName]string{},
 		changed: make(chan struct{}),
@@ -59,7 +63,7 @@ func (x *Index) SyncedBy(synced ...cache.InformerSynced) {
 	x.synced = synced
 }
 
-// HasSynced reports whether the index has seen every pod and claim once.
+// HasSynced reports whether the index has seen every node, pod and claim once.
 func (x *Index) HasSynced() bool {
 	x.mu.RLock()
 	synced := x.synced
@@ -71,6 +75,9 @@ func (x *Index) HasSynced() bool {
 	}
 	return len(synced) > 0
 }
+
+// Nodes is the handler for an informer of all Nodes.
+func (x *Index) Nodes() cache.ResourceEventHandler { return eachOf(x.setNode) }
 
 // Pods is the handler for an informer of all pods.
 func (x *Index) Pods() cache.ResourceEventHandler {
@@ -84,19 +91,22 @@ func (x *Index) Pods() cache.ResourceEventHandler {
 }
 
 // Claims is the handler for an informer of all PersistentVolumeClaims.
-func (x *Index) Claims() cache.ResourceEventHandler {
-	set := func(obj any, gone bool) {
+func (x *Index) Claims() cache.ResourceEventHandler { return eachOf(x.setClaim) }
+
+// eachOf gives set each object of its type, and says when it is gone.
+func eachOf[T any](set func(obj T, gone bool)) cache.ResourceEventHandler {
+	pass := func(obj any, gone bool) {
 		if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = d.Obj
 		}
-		if c, ok := obj.(*corev1.PersistentVolumeClaim); ok {
-			x.setClaim(c, gone)
+		if o, ok := obj.(T); ok {
+			set(o, gone)
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { set(obj, false) },
-		UpdateFunc: func(_, obj any) { set(obj, false) },
-		DeleteFunc: func(obj any) { set(obj, true) },
+		AddFunc:    func(obj any) { pass(obj, false) },
+		UpdateFunc: func(_, obj any) { pass(obj, false) },
+		DeleteFunc: func(obj any) { pass(obj, true) },
 	}
 }
 
@@ -110,6 +120,22 @@ func podOf(obj any) *corev1.Pod {
 
 func keyOf(ns, name string) types.NamespacedName {
 	return types.NamespacedName{Namespace: ns, Name: name}
+}
+
+func (x *Index) setNode(n *corev1.Node, gone bool) {
+	key, _ := parseKey(n.Annotations[keyAnnotation]) // what is no key is nobody's
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	was, known := x.members[n.Name]
+	switch {
+	case gone:
+		delete(x.members, n.Name)
+	case known && was == key:
+		return // a heartbeat
+	default:
+		x.members[n.Name] = key
+	}
+	x.broadcast()
 }
 
 func (x *Index) setPod(old, pod *corev1.Pod) {
@@ -154,6 +180,26 @@ func (x *Index) next() <-chan struct{} {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.changed
+}
+
+// hasNode reports whether there is a Node object of that name.
+func (x *Index) hasNode(node string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	_, ok := x.members[node]
+	return ok
+}
+
+// keyOwner returns a node other than the named one that carries the key.
+func (x *Index) keyOwner(key publicKey, except string) (node string, found bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for name, k := range x.members {
+		if k == key && name != except {
+			return name, true
+		}
+	}
+	return "", false
 }
 
 // hasPod reports whether the pod is bound to the node.

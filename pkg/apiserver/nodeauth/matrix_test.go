@@ -1,7 +1,7 @@
 package nodeauth
 
-// The cluster of these tests: node n1 runs pod default/mine, node n2 runs
-// default/theirs and other/theirs. Everything a pod refers to has its name:
+// The cluster of these tests: nodes n1, n2 and n3; n1 runs pod default/mine, n2
+// runs default/theirs and other/theirs. Everything a pod refers to has its name:
 // secret mine, config map mine, service account mine, claim mine, volume
 // pv-mine. default/ended ran on n1 and is over.
 
@@ -12,7 +12,10 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -21,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/client-go/tools/cache"
 )
 
 var update = flag.Bool("update", false, "write testdata/allowed.golden anew; read the difference before you commit it")
@@ -50,6 +54,9 @@ func claim(ns, name string) *corev1.PersistentVolumeClaim {
 
 func testIndex() *Index {
 	x := NewIndex()
+	for _, n := range []string{"n1", "n2", "n3"} {
+		x.Nodes().OnAdd(node(n), true)
+	}
 	ended := pod("default", "ended", "n1")
 	ended.Status.Phase = corev1.PodSucceeded
 	for _, p := range []*corev1.Pod{pod("default", "mine", "n1"), ended, pod("default", "theirs", "n2"), pod("other", "theirs", "n2"), pod("default", "waiting", "")} {
@@ -205,6 +212,7 @@ func TestOtherIdentities(t *testing.T) {
 		{"the node", nodeUser("n1"), authorizer.DecisionAllow, "mine"},
 		{"another node", nodeUser("n2"), authorizer.DecisionNoOpinion, "mine"},
 		{"a node without pods", nodeUser("n3"), authorizer.DecisionNoOpinion, "mine"},
+		{"a node that is not in the cluster", nodeUser("n9"), authorizer.DecisionDeny, "mine"},
 		{"a node's name without the group", &user.DefaultInfo{Name: "system:node:n1"}, authorizer.DecisionNoOpinion, "mine"},
 		{"the group without a node's name", &user.DefaultInfo{Name: "eve", Groups: []string{"system:nodes"}}, authorizer.DecisionDeny, "mine"},
 		{"the group with an empty name", &user.DefaultInfo{Name: "system:node:", Groups: []string{"system:nodes"}}, authorizer.DecisionDeny, "mine"},
@@ -219,7 +227,7 @@ func TestOtherIdentities(t *testing.T) {
 }
 
 // TestFailsClosed: before the index is synced nothing that depends on pods is
-// allowed, and what does not depend on them is.
+// allowed, and what does not depend on them is, to a node that was seen.
 func TestFailsClosed(t *testing.T) {
 	x := testIndex()
 	for _, c := range []struct {
@@ -248,6 +256,99 @@ func TestFailsClosed(t *testing.T) {
 			t.Errorf("synced %v: patch of its own status: %v", c.synced, got)
 		}
 	}
+}
+
+// TestNotInTheCluster: a node without a Node object may do nothing, not even
+// what every node may.
+func TestNotInTheCluster(t *testing.T) {
+	const gone = `node "n1" is not in the cluster: it was removed, or has not joined`
+	for _, c := range []struct {
+		name   string
+		change func(x *Index)
+		want   authorizer.Decision
+		why    string
+	}{
+		{"a node", func(*Index) {}, authorizer.DecisionAllow, ""},
+		{"a node that says something of itself", func(x *Index) { x.Nodes().OnUpdate(node("n1"), published(1, "")(node("n1"))) }, authorizer.DecisionAllow, ""},
+		{"removed", func(x *Index) { x.Nodes().OnDelete(node("n1")) }, authorizer.DecisionDeny, gone},
+		{"removed while nobody looked", func(x *Index) {
+			x.Nodes().OnDelete(cache.DeletedFinalStateUnknown{Key: "n1", Obj: node("n1")})
+		}, authorizer.DecisionDeny, gone},
+		{"another was removed", func(x *Index) { x.Nodes().OnDelete(node("n2")) }, authorizer.DecisionAllow, ""},
+		{"removed and joined again", func(x *Index) { x.Nodes().OnDelete(node("n1")); x.Nodes().OnAdd(node("n1"), false) }, authorizer.DecisionAllow, ""},
+		{"not seen yet", func(x *Index) {
+			x.Nodes().OnDelete(node("n1"))
+			x.SyncedBy(func() bool { return false })
+		}, authorizer.DecisionNoOpinion, "the nodes are not known yet, try again"},
+	} {
+		x := testIndex()
+		c.change(x)
+		authz := newAuthorizer(x, 0)
+		for _, a := range []authorizer.AttributesRecord{
+			attributes("/nodes", "list", "", "", ""), attributes("/services", "watch", "", "", ""),
+			attributes("discovery.k8s.io/endpointslices", "list", "", "", ""), attributes("/events", "create", "default", "", ""),
+			attributes("coordination.k8s.io/leases", "update", "kube-node-lease", "n1", ""), attributes("/nodes/status", "patch", "", "n1", ""),
+		} {
+			if d, why, _ := authz.Authorize(t.Context(), a); d != c.want || why != c.why {
+				t.Errorf("%s: %s %s: %v %q, want %v %q", c.name, a.Verb, a.Resource, d, why, c.want, c.why)
+			}
+		}
+	}
+}
+
+// TestWaitsForTheNode: a machine that joined a moment ago is waited for.
+func TestWaitsForTheNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := NewIndex()
+		x.SyncedBy(func() bool { return true })
+		authz, done := NewAuthorizer(x), make(chan authorizer.Decision)
+		ask := func() {
+			d, _, _ := authz.Authorize(context.Background(), attributes("/nodes", "list", "", "", ""))
+			done <- d
+		}
+		go ask()
+		synctest.Wait()
+		x.Nodes().OnAdd(node("n2"), false)
+		synctest.Wait()
+		x.Nodes().OnAdd(node("n1"), false)
+		if d := <-done; d != authorizer.DecisionAllow {
+			t.Errorf("%v, want Allow once the node is known", d)
+		}
+		x.Nodes().OnDelete(node("n1"))
+		start := time.Now()
+		go ask()
+		if d := <-done; d != authorizer.DecisionDeny || time.Since(start) != patience {
+			t.Errorf("%v after %v, want Deny after %v", d, time.Since(start), patience)
+		}
+	})
+}
+
+// TestRemovedNodeTakesNoPatience: however much a removed node asks, a pod that
+// was bound a moment ago is waited for.
+func TestRemovedNodeTakesNoPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := testIndex()
+		authz, done := NewAuthorizer(x), make(chan authorizer.Decision)
+		var asks sync.WaitGroup
+		for range 2 * maxWaiting {
+			asks.Go(func() {
+				a := attributes("/nodes", "list", "", "", "")
+				a.User = nodeUser("n9")
+				authz.Authorize(context.Background(), a)
+			})
+		}
+		synctest.Wait() // all ask
+		go func() {
+			d, _, _ := authz.Authorize(context.Background(), attributes("/secrets", "get", "default", "waiting", ""))
+			done <- d
+		}()
+		synctest.Wait()
+		x.Pods().OnUpdate(pod("default", "waiting", ""), pod("default", "waiting", "n1"))
+		if d := <-done; d != authorizer.DecisionAllow {
+			t.Errorf("%v, want Allow", d)
+		}
+		asks.Wait()
+	})
 }
 
 // TestWaitsForTheIndex: a pod that was bound a moment ago is waited for.
