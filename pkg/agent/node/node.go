@@ -12,6 +12,7 @@ import (
 	"os"
 	goruntime "runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -192,12 +193,19 @@ func (n *Node) sync(ctx context.Context) error {
 	return rtErr
 }
 
+// notInCluster is in our API server's refusal of everything a node asks that
+// has no Node object (pkg/apiserver/nodeauth); any other refusal may pass.
+const notInCluster = "is not in the cluster"
+
 // object is the node's own. Joining makes it; where the API lets the agent make
 // it, the agent does so too.
 func (n *Node) object(ctx context.Context) (*v1.Node, error) {
 	nodes := n.cfg.Client.CoreV1().Nodes()
 	obj, err := nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
-	if !apierrors.IsNotFound(err) {
+	switch {
+	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), notInCluster):
+		return nil, errRemoved
+	case !apierrors.IsNotFound(err):
 		return obj, err
 	}
 	obj, err = nodes.Create(ctx, &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.cfg.Name, Labels: n.labels()}}, metav1.CreateOptions{})

@@ -49,12 +49,22 @@ func TestReadiness(t *testing.T) {
 // A node that was removed says so and does not come back by itself; it does
 // when it has joined again.
 func TestRemovedNode(t *testing.T) {
+	for _, verb := range []string{"create", "get"} { // the one the API refuses
+		t.Run(verb, func(t *testing.T) { removedNode(t, verb) })
+	}
+}
+
+func removedNode(t *testing.T, verb string) {
 	synctest.Test(t, func(t *testing.T) {
+		joined := false
 		client, board := fake.NewClientset(), &status.Board{}
 		asked := 0
-		client.PrependReactor("create", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		client.PrependReactor(verb, "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+			if joined {
+				return false, nil, nil
+			}
 			asked++
-			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "n1", errors.New("not yours"))
+			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "n1", errors.New(`node "n1" is not in the cluster: it was removed, or has not joined`))
 		})
 		n, err := New(Config{Name: "n1", Client: client, Runtime: well{}, Port: "10250", LeaseInterval: time.Second, MaxPods: 1,
 			Dir: t.TempDir(), Board: board, Log: slog.New(slog.DiscardHandler)})
@@ -82,6 +92,7 @@ func TestRemovedNode(t *testing.T) {
 		if asked < 2 || asked > 4 {
 			t.Errorf("asked %d times in a minute", asked)
 		}
+		joined = true
 		if err := client.Tracker().Add(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}); err != nil {
 			t.Fatal(err)
 		}
