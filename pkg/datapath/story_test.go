@@ -40,6 +40,11 @@ func TestStory(t *testing.T) {
 	}
 	capture := startCapture(t)
 	s := &story{T: t, a: a, b: b, c: c, state: state}
+	for _, tunnel := range a.ask(nil).Tunnels {
+		if want := testns.Backend(t); tunnel.Backend != want {
+			t.Errorf("the tunnel to %s is of the %s, want %s", tunnel.Peer, tunnel.Backend, want)
+		}
+	}
 
 	for _, chapter := range []struct {
 		title string
@@ -52,7 +57,8 @@ func TestStory(t *testing.T) {
 		{"a UDP client follows the endpoints", s.udpFollows},
 		{"what others break is repaired", s.repair},
 		{"peers come and go alone", s.peers},
-		{"the userspace process dies", s.userspaceDies},
+		{"a node roams", s.roams},
+		{"the device dies", s.deviceDies},
 		{"meshd is killed", s.meshdDies},
 		{"nothing in clear on the wire", capture},
 	} {
@@ -357,16 +363,47 @@ func (s *story) peers(t *testing.T) {
 	}
 }
 
-func (s *story) userspaceDies(t *testing.T) {
-	pid := strings.TrimSpace(s.a.sh("cat /run/wireguard/mesh0.lock"))
-	s.a.sh("kill -9 " + pid)
-	eventually(t, "another process serves the device", func() error {
-		out, err := testns.Output("nsenter", "-t", s.a.ns, "-n", "-m", "cat", "/run/wireguard/mesh0.lock")
-		if err != nil || strings.TrimSpace(out) == pid {
-			return fmt.Errorf("%q %v", out, err)
-		}
-		return nil
-	})
+// roams: a node calls from another address than it has announced; the others
+// follow it, and leave it at that.
+func (s *story) roams(t *testing.T) {
+	if testns.Backend(t) != "kernel" {
+		return // the userspace engine keeps the endpoint it was told: to be mended
+	}
+	s.c.sh("ip address add 2001:db8::33/64 dev eth0 nodad; ip address del 2001:db8::3/64 dev eth0")
+	if out, err := s.c.in_(2, "ping", "-c1", "-W5", s.a.podAddr(2)); err != nil {
+		t.Errorf("ping from the new address: %v\n%s", err, out)
+	}
+	endpoint := s.a.sh("wg show mesh0 endpoints | grep '" + s.c.key.String() + "'")
+	if !strings.Contains(endpoint, "[2001:db8::33]:51820") {
+		t.Errorf("the roaming node is at %s", endpoint)
+	}
+	if plan := s.a.ask(&s.state).Plan; len(plan) > 0 {
+		t.Errorf("a wants to change %q", plan)
+	}
+	if out, err := s.a.in_(2, "ping", "-c1", "-W5", s.c.podAddr(2)); err != nil {
+		t.Errorf("ping to the new address: %v\n%s", err, out)
+	}
+	s.c.sh("ip address add 2001:db8::3/64 dev eth0 nodad; ip address del 2001:db8::33/64 dev eth0")
+	if out, err := s.c.in_(2, "ping", "-c1", "-W5", s.a.podAddr(2)); err != nil {
+		t.Errorf("ping from the old address: %v\n%s", err, out)
+	}
+}
+
+// deviceDies: the process that serves it, or the device of the kernel.
+func (s *story) deviceDies(t *testing.T) {
+	if testns.Backend(t) == "kernel" {
+		s.a.sh("ip link del mesh0")
+	} else {
+		pid := strings.TrimSpace(s.a.sh("cat /run/wireguard/mesh0.lock"))
+		s.a.sh("kill -9 " + pid)
+		eventually(t, "another process serves the device", func() error {
+			out, err := testns.Output("nsenter", "-t", s.a.ns, "-n", "-m", "cat", "/run/wireguard/mesh0.lock")
+			if err != nil || strings.TrimSpace(out) == pid {
+				return fmt.Errorf("%q %v", out, err)
+			}
+			return nil
+		})
+	}
 	settled(t, s.a)
 	// The other side speaks first: our handshake told it of the new session.
 	eventually(t, "b reaches a", func() error {
@@ -381,7 +418,7 @@ func (s *story) userspaceDies(t *testing.T) {
 // meshdDies: packets flow without it; a new one finds all as it must be.
 func (s *story) meshdDies(t *testing.T) {
 	look := func() string {
-		return s.a.sh("cat /run/wireguard/mesh0.lock; wg show mesh0 latest-handshakes | sort; ip -o link show mesh0; ip route show proto 77; nft -a list table inet meshd")
+		return s.a.sh("cat /run/wireguard/mesh0.lock ||:; wg show mesh0 latest-handshakes | sort; ip -o link show mesh0; ip route show proto 77; nft -a list table inet meshd")
 	}
 	before := look()
 	if err := s.a.cmd.Process.Kill(); err != nil {

@@ -9,13 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 )
 
 // Tools of this host the guest has as well.
 var Tools = []string{"sh", "ip", "wg", "nft", "ss", "sysctl", "ping", "nsenter", "tcpdump",
-	"cat", "grep", "ls", "rm", "sed", "sort"}
+	"cat", "cut", "grep", "ls", "rm", "sed", "sleep", "sort", "unshare"}
 
 // texts are files of this host the tools read names from.
 var texts = []string{"/etc/passwd", "/etc/protocols", "/etc/services", "/etc/iproute2"}
@@ -48,12 +49,17 @@ func (r *root) add(name string, mode fs.FileMode, body []byte) {
 	if top, _, _ := strings.Cut(name, "/"); r.files[top].mode&fs.ModeSymlink != 0 {
 		name = "usr/" + name
 	}
-	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-		if _, ok := r.files[dir]; !ok {
-			r.files[dir] = file{fs.ModeDir | 0o755, nil}
+	r.dir(path.Dir(name))
+	r.files[name] = file{mode, body}
+}
+
+// dir adds a folder and those above it.
+func (r *root) dir(name string) {
+	for name = strings.TrimPrefix(name, "/"); name != "."; name = path.Dir(name) {
+		if _, ok := r.files[name]; !ok {
+			r.files[name] = file{fs.ModeDir | 0o755, nil}
 		}
 	}
-	r.files[name] = file{mode, body}
 }
 
 // copy adds a file of the host, at the same place or at as.
@@ -96,24 +102,19 @@ func (r *root) tool(name string) error {
 	return nil
 }
 
-// text adds a file, or a folder of files, if the host has it.
-func (r *root) text(name string) error {
-	entries, err := os.ReadDir(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return r.copy(name, name)
-	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() {
-			continue
-		}
-		if err := r.copy(path.Join(name, e.Name()), path.Join(name, e.Name())); err != nil {
+// tree adds a file, or a folder and the files below it, if the host has it.
+func (r *root) tree(from, as string) error {
+	return filepath.WalkDir(from, func(name string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && name == from:
+			return nil
+		case err != nil:
 			return err
+		case !e.Type().IsRegular():
+			return nil
 		}
-	}
-	return nil
+		return r.copy(name, as+strings.TrimPrefix(name, from))
+	})
 }
 
 // write writes a cpio archive of the kind the kernel unpacks ("newc", see

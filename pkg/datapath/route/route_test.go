@@ -64,6 +64,7 @@ func shown(t *testing.T) string {
 func fresh(t *testing.T) {
 	testns.New(t)
 	testns.Sh(t, `
+		sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 # no address changes by itself
 		ip link add eth0 type veth peer name eth0x; ip link set eth0x up; ip link set eth0 up
 		ip address add 192.0.2.1/24 dev eth0
 		ip route add default via 192.0.2.254`)

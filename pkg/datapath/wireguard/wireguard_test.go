@@ -50,6 +50,7 @@ func device(t *testing.T, name string) (*wireguard.Device, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		checkBackend(t, name)
 		_ = testns.Exec("sh", "-c", "kill -9 $(cat "+wireguard.LockPath(name)+")")
 		if t.Failed() {
 			b, _ := os.ReadFile(filepath.Join(dir, "wireguard-"+name+".log"))
@@ -57,6 +58,24 @@ func device(t *testing.T, name string) (*wireguard.Device, string) {
 		}
 	})
 	return d, dir
+}
+
+// checkBackend: it is the device the tests are told to meet, in the words of
+// the kernel.
+func checkBackend(t *testing.T, name string) {
+	t.Helper()
+	kind := map[string]string{"kernel": "wireguard", "userspace": "tun"}[testns.Backend(t)]
+	out, err := testns.Output("ip", "-details", "-oneline", "link", "show", name)
+	if err == nil && !strings.Contains(out, kind+" ") {
+		t.Errorf("want a link of type %s, have %s", kind, out)
+	}
+}
+
+// incarnation of a device: another one is another interface, or is served by
+// another process.
+func incarnation(t *testing.T, name string) string {
+	t.Helper()
+	return testns.Sh(t, "ip -o link show "+name+" | cut -d: -f1; cat "+wireguard.LockPath(name)+" 2>/dev/null ||:")
 }
 
 func key(n byte) mesh.Key { return mesh.Key{n, 31: 1} }
@@ -135,17 +154,17 @@ wg set wga peer KEY3 endpoint 192.0.2.3:51820 allowed-ips +10.244.3.0/24,+fd00:1
 	}
 
 	// Another daemon adopts what it finds.
-	pid := testns.Sh(t, "cat "+wireguard.LockPath("wga"))
+	first := incarnation(t, "wga")
 	again, err := wireguard.New(wireguard.Options{Name: "wga", StateDir: dir, SpawnUserspace: []string{"/bin/false"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	apply(t, again, config())
-	if now := testns.Sh(t, "cat "+wireguard.LockPath("wga")); now != pid {
-		t.Errorf("the process was changed from %s to %s", pid, now)
+	if now := incarnation(t, "wga"); now != first {
+		t.Errorf("the device was changed from %s to %s", first, now)
 	}
 	stats, backend, err := d.Stats()
-	if err != nil || backend == "" || len(stats) != 2 || stats[key(2)].Endpoint.String() != "192.0.2.2:51820" {
+	if err != nil || string(backend) != testns.Backend(t) || len(stats) != 2 || stats[key(2)].Endpoint.String() != "192.0.2.2:51820" {
 		t.Errorf("stats %v of a %q device, %v", stats, backend, err)
 	}
 }
@@ -235,33 +254,68 @@ func TestMess(t *testing.T) {
 	}
 }
 
-// The process dies, its control socket is deleted: both come back.
-func TestUserspaceComesBack(t *testing.T) {
+// The device is deleted by hand, its process dies: another takes its place.
+func TestComesBack(t *testing.T) {
 	testns.New(t)
 	d, _ := device(t, "wgd")
 	apply(t, d, config())
-	lock := wireguard.LockPath("wgd")
-	before := testns.Sh(t, "cat "+lock)
-	testns.Sh(t, "kill -9 $(cat "+lock+")")
+	before := incarnation(t, "wgd")
+	if testns.Backend(t) == "kernel" {
+		testns.Sh(t, "ip link del wgd")
+	} else {
+		testns.Sh(t, "kill -9 $(cat "+wireguard.LockPath("wgd")+")")
+	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		if err := d.Apply(t.Context(), config()); err == nil && testns.Sh(t, "cat "+lock) != before {
+		if err := d.Apply(t.Context(), config()); err == nil && incarnation(t, "wgd") != before {
 			break
 		} else if time.Now().After(deadline) {
-			t.Fatalf("still process %s: %v", before, err)
+			t.Fatalf("still device %s: %v", before, err)
 		}
 	}
 	apply(t, d, config())
-	if plan, _ := d.Plan(config()); len(plan) > 0 {
-		t.Errorf("left to do: %q", plan)
-	}
-	// A second process for the same device has no chance.
+}
+
+// A device made by somebody else, of either kind, is taken as it is: a kernel
+// that learns WireGuard with its next module does not cost a session.
+func TestAdopts(t *testing.T) {
+	testns.New(t)
 	exe, _ := os.Executable()
-	if out, err := testns.Output(exe, "wireguard", "wgd"); err == nil || !strings.Contains(out, "another process serves it") {
+	for _, c := range []struct{ backend, made string }{
+		{"kernel", "ip link add wgg type wireguard"},
+		{"userspace", exe + " wireguard wgg >/dev/null 2>&1 & until wg show wgg >/dev/null 2>&1; do sleep 0.01; done"},
+	} {
+		if c.backend == "kernel" && testns.Backend(t) != "kernel" {
+			continue // there is none
+		}
+		testns.Sh(t, c.made+"\nwg set wgg listen-port 4444 peer "+b64(7)+" allowed-ips 10.244.2.0/24")
+		first := incarnation(t, "wgg")
+		d, err := wireguard.New(wireguard.Options{Name: "wgg", StateDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, d, config())
+		if _, backend, err := d.Stats(); err != nil || string(backend) != c.backend || incarnation(t, "wgg") != first {
+			t.Errorf("a %s device: now it is %q, %v", c.backend, backend, err)
+		}
+		testns.Sh(t, "kill -9 $(cat "+wireguard.LockPath("wgg")+") 2>/dev/null || ip link del wgg\nwhile ip link show wgg; do sleep 0.01; done 2>/dev/null")
+	}
+}
+
+// One process a device; without its socket it ends, and another one serves.
+func TestUserspaceProcess(t *testing.T) {
+	testns.New(t)
+	if testns.Backend(t) != "userspace" {
+		t.Skip("this kernel has WireGuard")
+	}
+	d, _ := device(t, "wgh")
+	apply(t, d, config())
+	exe, _ := os.Executable()
+	if out, err := testns.Output(exe, "wireguard", "wgh"); err == nil || !strings.Contains(out, "another process serves it") {
 		t.Errorf("a second process: %v\n%s", err, out)
 	}
-	testns.Sh(t, "rm /run/wireguard/wgd.sock")
-	deadline = time.Now().Add(10 * time.Second)
+	testns.Sh(t, "rm /run/wireguard/wgh.sock")
+	deadline := time.Now().Add(10 * time.Second)
 	for {
 		err := d.Apply(t.Context(), config())
 		if err == nil {
@@ -281,7 +335,7 @@ func TestWithoutAnyWireGuard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if testns.Exec("ip", "link", "add", "probe", "type", "wireguard") == nil {
+	if testns.Backend(t) == "kernel" {
 		t.Skip("this kernel has WireGuard")
 	}
 	err = d.Apply(t.Context(), config())

@@ -18,8 +18,8 @@ import (
 type order struct {
 	Modules []string
 	Runs    []struct {
-		Program   string
-		Args, Env []string
+		Program, Folder string
+		Args, Env       []string
 	}
 }
 
@@ -60,7 +60,7 @@ func work() error {
 	for _, r := range o.Runs {
 		cmd := exec.Command(r.Program, r.Args...)
 		cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin", "HOME=/tmp", "TMPDIR=/tmp"}, r.Env...)
-		cmd.Dir = "/tmp"
+		cmd.Dir = r.Folder
 		fmt.Fprintf(out, "\n\x1eend %d\n", run(cmd, out))
 		bury()
 	}

@@ -16,6 +16,23 @@ import (
 
 const inside = "MESHD_TESTNS"
 
+// Backend is the WireGuard device the tests shall meet, "kernel" or
+// "userspace": what the environment variable MESHD_TEST_BACKEND says, or what
+// this kernel can. Tests check that they have it and not the other.
+func Backend(t testing.TB) string {
+	t.Helper()
+	want := os.Getenv("MESHD_TEST_BACKEND")
+	if want == "kernel" || want == "userspace" {
+		return want
+	} else if want != "" {
+		t.Fatalf("MESHD_TEST_BACKEND is %q, want kernel or userspace", want)
+	}
+	if Exec("unshare", "-n", "ip", "link", "add", "probe", "type", "wireguard") == nil {
+		return "kernel"
+	}
+	return "userspace"
+}
+
 // Main runs the tests of a package inside fresh namespaces; call it from
 // TestMain. Without root the tests run where they are and New skips.
 func Main(m *testing.M) {
