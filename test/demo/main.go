@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,6 +26,12 @@ import (
 
 // labName of the demo; one at a time.
 const labName = "demo"
+
+const usage = `demo [-bin DIR] [-keep]        tell the story; -keep leaves the machines running
+demo exec MACHINE COMMAND...   run a command in a machine that was kept
+demo down                      take every trace away
+
+`
 
 func main() {
 	netlab.Init()
@@ -44,14 +51,20 @@ func run(ctx context.Context, args []string) error {
 		return execIn(ctx, args[1], args[2:])
 	}
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		flags.PrintDefaults()
+	}
 	bin := flags.String("bin", "bin", "folder of meshd, meshctl and mesh")
 	keep := flags.Bool("keep", false, "leave the machines running")
 	manifest := flags.String("manifest", "manifests/examples/demo.yaml", "the application")
-	if err := flags.Parse(args); err != nil {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("%q: want nothing, down, or exec MACHINE COMMAND", flags.Arg(0))
+		return fmt.Errorf("%q: want nothing, down, or exec MACHINE COMMAND...", strings.Join(flags.Args(), " "))
 	}
 	if err := down(ctx); err != nil {
 		return err
@@ -98,8 +111,11 @@ The machines m1, m2 and m3 run on. Every command below is run inside one of them
 
   bin/demo exec m1 meshctl status
   bin/demo exec m1 meshctl kubectl get pods -A -o wide
-  bin/demo exec m1 kubectl --kubeconfig ` + story.AdminKubeconfig + ` get nodes    (any kubectl you have)
   bin/demo exec m2 bash                          (look around: ip, wg, nft, ctr work as on a real machine)
+
+A kubectl of your own in /usr/bin works in them as well:
+
+  bin/demo exec m1 kubectl --kubeconfig ` + story.AdminKubeconfig + ` get nodes
 
 make demo-down takes them away.
 `)
@@ -123,6 +139,20 @@ func down(ctx context.Context) error {
 	return err
 }
 
+// machinesOn says which machines a command could run in.
+func machinesOn(l *netlab.Lab) string {
+	var names []string
+	for _, m := range l.Machines() {
+		if m.On() {
+			names = append(names, m.Name)
+		}
+	}
+	if len(names) == 0 {
+		return "all are off: make demo KEEP=1 makes them anew"
+	}
+	return "there are " + strings.Join(names, ", ")
+}
+
 func execIn(ctx context.Context, machine string, argv []string) error {
 	l, err := netlab.Open(labName)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,7 +163,7 @@ func execIn(ctx context.Context, machine string, argv []string) error {
 	}
 	m := l.Machine(machine)
 	if m == nil || !m.On() {
-		return fmt.Errorf("machine %s: none of that name is on", machine)
+		return fmt.Errorf("machine %s: none of that name is on; %s", machine, machinesOn(l))
 	}
 	cmd := m.Command(ctx, argv...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
