@@ -93,8 +93,8 @@ spec:
 	if err == nil {
 		return "", errors.New("a Deployment with an unknown field was accepted")
 	}
-	if !strings.Contains(err.Error(), "spec.replica") {
-		return "", fmt.Errorf("want an error that names spec.replica, got: %w", err)
+	if text := err.Error(); !strings.Contains(text, "unknown field") || !strings.Contains(text, `replica"`) {
+		return "", fmt.Errorf("want an error that names the unknown field spec.replica, got: %w", err)
 	}
 	return "", nil
 }
