@@ -366,9 +366,6 @@ func (s *story) peers(t *testing.T) {
 // roams: a node calls from another address than it has announced; the others
 // follow it, and leave it at that.
 func (s *story) roams(t *testing.T) {
-	if testns.Backend(t) != "kernel" {
-		return // the userspace engine keeps the endpoint it was told: to be mended
-	}
 	s.c.sh("ip address add 2001:db8::33/64 dev eth0 nodad; ip address del 2001:db8::3/64 dev eth0")
 	if out, err := s.c.in_(2, "ping", "-c1", "-W5", s.a.podAddr(2)); err != nil {
 		t.Errorf("ping from the new address: %v\n%s", err, out)

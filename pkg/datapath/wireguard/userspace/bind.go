@@ -21,9 +21,10 @@ import (
 // fails with it).
 type bind struct {
 	four, six conn.Bind
+	roaming   *roaming
 }
 
-func newBind() *bind { return &bind{conn.NewStdNetBind(), conn.NewStdNetBind()} }
+func newBind() *bind { return &bind{conn.NewStdNetBind(), conn.NewStdNetBind(), newRoaming()} }
 
 // controlFns are called for each new socket of package conn.
 //
@@ -82,6 +83,9 @@ func (b *bind) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err err
 			actual = uint16(32768 + rand.IntN(28000)) // both must be free
 		}
 		fns, err = b.open(actual)
+		for i := range fns {
+			fns[i] = b.roaming.receive(fns[i])
+		}
 		if err == nil || port != 0 || try == 100 || !errors.Is(err, syscall.EADDRINUSE) {
 			return fns, actual, err
 		}
@@ -119,12 +123,24 @@ func (b *bind) SetMark(mark uint32) error {
 }
 
 func (b *bind) Send(bufs [][]byte, ep conn.Endpoint, offset int) error {
+	if s, ok := ep.(*source); ok { // a cookie for whom we do not know
+		ep = s.Endpoint
+	}
+	if caller := b.roaming.caller(bufs[0][offset:]); caller != nil {
+		ep = caller
+	}
 	if ep.DstIP().Is6() {
 		return b.six.Send(bufs, ep, offset)
 	}
 	return b.four.Send(bufs, ep, offset)
 }
 
-func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) { return b.four.ParseEndpoint(s) }
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	s, ours := unmark(s)
+	if !ours {
+		b.roaming.told()
+	}
+	return b.four.ParseEndpoint(s)
+}
 
 func (b *bind) BatchSize() int { return b.four.BatchSize() }

@@ -49,6 +49,7 @@ type Config struct {
 // device has the same methods.
 type engine interface {
 	IpcHandle(net.Conn)
+	IpcSet(uapi string) error
 	Wait() chan struct{}
 	Close()
 }
@@ -70,8 +71,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("make link %s: %w", cfg.Device, err)
 	}
-	dev := newEngine(link, cfg.Log)
+	bind := newBind()
+	dev := newEngine(link, bind, cfg.Log)
 	defer dev.Close() // closes the link too
+	ctx, cancel := context.WithCancel(ctx)
+	var follower sync.WaitGroup
+	follower.Go(func() { bind.roaming.follow(ctx, dev.IpcSet, cfg.Log) })
+	defer func() { cancel(); follower.Wait() }()
 	control := &control{path: "/var/run/wireguard/" + cfg.Device + ".sock", handle: dev.IpcHandle}
 	if err := control.open(); err != nil {
 		return err
@@ -102,14 +108,14 @@ func tune() {
 	debug.SetMemoryLimit(512 << 20)
 }
 
-func newEngine(link tun.Device, log *slog.Logger) engine {
+func newEngine(link tun.Device, bind *bind, log *slog.Logger) engine {
 	logger := &device.Logger{
 		Verbosef: device.DiscardLogf,
 		Errorf:   func(format string, args ...any) { log.Warn(fmt.Sprintf(format, args...)) },
 	}
 	// Short queues bound the memory a burst may take.
 	queue := min(device.DefaultQueueInboundSize, max(2, runtime.NumCPU()))
-	return device.NewDevice(link, newBind(), logger,
+	return device.NewDevice(link, bind, logger,
 		device.WithQueueInboundSize(queue), device.WithQueueOutboundSize(queue))
 }
 

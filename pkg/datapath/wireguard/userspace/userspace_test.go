@@ -41,8 +41,8 @@ func TestTalksToTheOfficialImplementation(t *testing.T) {
 	defer wg.Close()
 	answers(t, wg, done)
 
-	far, stop := official(t, theirs, ours.PublicKey())
-	defer stop()
+	far, dev := official(t, theirs, ours.PublicKey(), 51902)
+	defer dev.Close()
 	port := 51901
 	if err := wg.ConfigureDevice("wgu", wgtypes.Config{PrivateKey: &ours, ListenPort: &port, Peers: []wgtypes.PeerConfig{{
 		PublicKey: theirs.PublicKey(), Endpoint: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 51902},
@@ -87,6 +87,86 @@ func TestTalksToTheOfficialImplementation(t *testing.T) {
 	if _, err := os.Stat("/run/wireguard/wgu.sock"); err == nil {
 		t.Error("the control socket is still there")
 	}
+}
+
+// A peer moves from port 51902 to 51903 with its session; then it dies, and
+// one that knows nothing but the key begins anew on 51904. Each time the
+// question comes from there, and the answer must go there.
+func TestFollowsAPeerThatMoves(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	ours, theirs := newKey(t), newKey(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- userspace.Run(ctx, userspace.Config{Device: "wgu"}) }()
+	defer func() { cancel(); <-done }()
+	wg, err := wgctrl.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wg.Close()
+	answers(t, wg, done)
+	port := 51901
+	peer := wgtypes.PeerConfig{PublicKey: theirs.PublicKey(), Endpoint: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 51902},
+		AllowedIPs: []net.IPNet{{IP: net.IPv4(10, 244, 2, 0).To4(), Mask: net.CIDRMask(24, 32)}}}
+	if err := wg.ConfigureDevice("wgu", wgtypes.Config{PrivateKey: &ours, ListenPort: &port, Peers: []wgtypes.PeerConfig{peer}}); err != nil {
+		t.Fatal(err)
+	}
+	testns.Sh(t, "ip address add 10.244.1.1/24 dev wgu; ip link set wgu up; ip route add 10.244.2.0/24 dev wgu")
+	echo, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(10, 244, 1, 1), Port: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	go func() {
+		buf := make([]byte, 2000)
+		for {
+			n, from, err := echo.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = echo.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	ask := func(what string, far *netstack.Net, port int) {
+		t.Helper()
+		c, err := far.DialUDP(nil, &net.UDPAddr{IP: net.IPv4(10, 244, 1, 1), Port: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		buf := make([]byte, 100)
+		deadline := time.Now().Add(20 * time.Second)
+		for n := 0; n == 0; { // the first may be lost: the endpoint follows behind it
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: no answer", what)
+			}
+			_, _ = c.Write([]byte("where am I"))
+			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+			n, _ = c.Read(buf)
+		}
+		dev, err := wg.Device("wgu")
+		if err != nil || len(dev.Peers) != 1 || dev.Peers[0].Endpoint.Port != port {
+			t.Errorf("%s: peers %v, %v; want one at port %d", what, dev.Peers, err, port)
+		}
+	}
+	far, dev := official(t, theirs, ours.PublicKey(), 51902)
+	ask("at first", far, 51902)
+	if err := dev.IpcSet("listen_port=51903\n"); err != nil {
+		t.Fatal(err)
+	}
+	ask("with its session", far, 51903)
+	dev.Close()
+	far, dev = official(t, theirs, ours.PublicKey(), 51904)
+	defer dev.Close()
+	ask("without a session", far, 51904)
+	// The daemon may say where the peer is; the peer knows better.
+	peer.UpdateOnly = true
+	if err := wg.ConfigureDevice("wgu", wgtypes.Config{Peers: []wgtypes.PeerConfig{peer}}); err != nil {
+		t.Fatal(err)
+	}
+	ask("after another wish", far, 51904)
 }
 
 func TestRunEndsWhenTheLinkIsDeleted(t *testing.T) {
@@ -139,19 +219,19 @@ func answers(t *testing.T, wg *wgctrl.Client, done chan error) {
 }
 
 // official is a device of the official module on a network stack of its own.
-func official(t *testing.T, private, peer wgtypes.Key) (*netstack.Net, func()) {
+func official(t *testing.T, private, peer wgtypes.Key, port int) (*netstack.Net, *device.Device) {
 	t.Helper()
 	link, stack, err := netstack.CreateNetTUN([]netip.Addr{netip.MustParseAddr("10.244.2.2")}, nil, 1420)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dev := device.NewDevice(link, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
-	if err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=51902\npublic_key=%s\nallowed_ip=10.244.1.0/24\n",
-		hex.EncodeToString(private[:]), hex.EncodeToString(peer[:]))); err != nil {
+	if err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\npublic_key=%s\nallowed_ip=10.244.1.0/24\nendpoint=127.0.0.1:51901\n",
+		hex.EncodeToString(private[:]), port, hex.EncodeToString(peer[:]))); err != nil {
 		t.Fatal(err)
 	}
 	if err := dev.Up(); err != nil {
 		t.Fatal(err)
 	}
-	return stack, dev.Close
+	return stack, dev
 }
