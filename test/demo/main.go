@@ -96,6 +96,9 @@ func tell(ctx context.Context, w *story.World) error {
 			verdict = "FAIL"
 		}
 		fmt.Printf("%2d  %-4s %7.2fs  %-58s %s\n", i+1, verdict, took.Seconds(), s.Name, note)
+		if ctx.Err() != nil {
+			return fmt.Errorf("stopped in step %d, %s: %w", i+1, s.Name, context.Cause(ctx))
+		}
 		if err != nil {
 			w.Report(os.Stdout)
 			return fmt.Errorf("step %d, %s: %w", i+1, s.Name, err)
