@@ -33,7 +33,7 @@ build:
 # --- what the host must have -------------------------------------------------
 
 PACKAGES := containerd runc nftables iproute2 wireguard-tools tcpdump strace procps kmod \
-	conntrack containernetworking-plugins util-linux ca-certificates
+	conntrack containernetworking-plugins iputils-ping util-linux ca-certificates
 
 # A containerd of another source (containerd.io) is as good; Debian's would push it out.
 deps:
