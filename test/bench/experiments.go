@@ -44,7 +44,12 @@ func crash(ctx context.Context, w *story.World, o options) ([]row, error) {
 func loss(ctx context.Context, w *story.World, o options) ([]row, error) {
 	var losses []story.Loss
 	var returns []story.Return
-	for range o.losses {
+	for i := range o.losses {
+		if i > 0 { // the pods that moved away do not move back by themselves
+			if err := w.Spread(ctx, "web"); err != nil {
+				return nil, err
+			}
+		}
 		l, err := w.LosePower(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%w (so far: %s)", err, l)

@@ -204,3 +204,26 @@ func flood(conn net.Conn, end time.Time) error {
 	}
 	return nil
 }
+
+// Spread has new pods of a Deployment made, one on each machine, and waits
+// until all pods on m3 have run long enough not to count as crashing.
+func (w *World) Spread(ctx context.Context, deployment string) error {
+	for _, args := range [][]string{{"restart"}, {"status", "--timeout=120s"}} {
+		if _, err := w.Kubectl(ctx, append([]string{"rollout", args[0], "-n", namespace, "deploy/" + deployment}, args[1:]...)...); err != nil {
+			return err
+		}
+	}
+	return until(ctx, func(ctx context.Context) error {
+		p, err := w.podOn(ctx, deployment, "m3")
+		if err != nil {
+			return err
+		}
+		if s := p.Status.StartTime; s == nil || time.Since(s.Time) < settledAfter {
+			return fmt.Errorf("pod %s has just started", p.Name)
+		}
+		return nil
+	})
+}
+
+// settledAfter is more than the first back-off of a container.
+const settledAfter = 15 * time.Second
