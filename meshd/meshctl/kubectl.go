@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -22,7 +24,11 @@ func kubectlCommand(w *where) *cobra.Command {
 		Short:              "kubectl for this cluster, built in",
 		DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, args []string) error {
-			if path, err := w.kubeconfigPath(); err == nil {
+			path, err := w.kubeconfigPath()
+			if err != nil && !withoutCluster(args) {
+				return err
+			}
+			if err == nil {
 				if err := os.Setenv(clientcmd.RecommendedConfigPathEnvVar, path); err != nil {
 					return err
 				}
@@ -40,6 +46,15 @@ func kubectlCommand(w *where) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// withoutCluster reports whether these arguments need no kubeconfig, or bring
+// their own.
+func withoutCluster(args []string) bool {
+	return len(args) == 0 || slices.ContainsFunc(args, func(a string) bool {
+		return a == "help" || a == "-h" || a == "--help" || a == "--client" || a == "completion" || a == "kustomize" ||
+			strings.HasPrefix(a, "--kubeconfig") || strings.HasPrefix(a, "--server") || a == "-s"
+	})
 }
 
 // serverAddress is host:port of the API in the kubeconfig.

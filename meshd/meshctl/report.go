@@ -18,6 +18,7 @@ import (
 
 // report is a judged status; it feeds table, JSON and tests.
 type report struct {
+	node     string           // this machine
 	Healthy  bool             `json:"healthy"`
 	Daemon   *status.Document `json:"daemon,omitempty"`
 	Nodes    []nodeLine       `json:"nodes"`
@@ -56,7 +57,7 @@ type problem struct {
 const startingTime = 30 * time.Second
 
 func judge(f facts, now time.Time) report {
-	r := report{Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
+	r := report{node: f.node, Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
 	r.daemon(f)
 	if f.apiErr != nil {
 		r.add("api", f.apiErr.Error(), "is `meshd server` running on the server, and can this machine reach it? `journalctl -u meshd-server` there")
@@ -266,7 +267,7 @@ func printProblems(out io.Writer, problems []problem) error {
 // podsOn is the number of pods of a node, or a dash where these credentials
 // cannot tell.
 func (r report) podsOn(n nodeLine) string {
-	if r.Pods.OwnNodeOnly && r.Daemon != nil && n.Name != r.Daemon.Node {
+	if r.Pods.OwnNodeOnly && n.Name != r.node {
 		return "-"
 	}
 	return strconv.Itoa(n.Pods)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"meshd.dev/pkg/join"
 	"meshd.dev/pkg/status"
 )
 
@@ -64,12 +66,15 @@ type facts struct {
 	pods     []corev1.Pod
 	services []corev1.Service
 	slices   []discoveryv1.EndpointSlice
+	// node is this machine's name in the cluster, if it has joined one.
+	node string
 	// ownPodsOnly: these credentials may see no other node's pods.
 	ownPodsOnly bool
 }
 
 func gather(ctx context.Context, w *where) facts {
 	f := facts{socket: w.socket()}
+	f.node, _ = join.Credentials{Dir: filepath.Join(w.dataDir, "node")}.Node()
 	var doc status.Document
 	if f.daemonErr = status.Fetch(ctx, w.socket(), "/status", &doc); f.daemonErr == nil {
 		f.daemon = &doc
@@ -87,10 +92,11 @@ func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
 	if err != nil {
 		return fmt.Errorf("list nodes: %w", err)
 	}
+	f.nodes = nodes.Items
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
-	if apierrors.IsForbidden(err) && f.daemon != nil {
+	if apierrors.IsForbidden(err) && f.node != "" {
 		f.ownPodsOnly = true
-		pods, err = client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + f.daemon.Node})
+		pods, err = client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + f.node})
 	}
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
@@ -103,6 +109,6 @@ func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
 	if err != nil {
 		return fmt.Errorf("list endpointslices: %w", err)
 	}
-	f.nodes, f.pods, f.services, f.slices = nodes.Items, pods.Items, services.Items, slices.Items
+	f.pods, f.services, f.slices = pods.Items, services.Items, slices.Items
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,6 +94,11 @@ func (c Credentials) Config() (*rest.Config, error) {
 // Join asks server (host or host:port) for a certificate for node and keeps it.
 func (c Credentials) Join(ctx context.Context, server string, t Token, node string) error {
 	server = withPort(server)
+	if _, port, err := net.SplitHostPort(server); err != nil {
+		return Refused{Text: err.Error()}
+	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return Refused{Text: fmt.Sprintf("server %s: port %q: want 1 to 65535", server, port)}
+	}
 	verify := func(state tls.ConnectionState) error { return trust(state.PeerCertificates, t.CAHash) }
 	// The CA is not known yet: VerifyConnection decides by the token's hash.
 	tlsConfig := &tls.Config{InsecureSkipVerify: true, VerifyConnection: verify, MinVersion: tls.VersionTLS13}
