@@ -522,6 +522,14 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// ended says whether process pid has: one that process 1 has not buried yet
+// still has its number, and nothing else.
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, _ := bytes.Cut(stat, []byte(") "))
+	return err != nil || bytes.HasPrefix(state, []byte("Z"))
+}
+
 // until waits for what; the limit is only there to end a broken test.
 func (l *lab) until(what string, f func() bool) {
 	l.t.Helper()
