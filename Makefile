@@ -68,9 +68,13 @@ bin/kubectl-debian:
 	{ apt-get download -q kubernetes-client || { apt-get update -q && apt-get download -q kubernetes-client; }; } </dev/null && \
 	dpkg -x kubernetes-client_*.deb . && cp usr/bin/kubectl $(CURDIR)/$@
 
-# Today's kubectl, out of the same module: for tests on a host that has none.
-bin/tools/kubectl: go.mod
-	go build -ldflags "-s -w -X $(K8S_VERSION).gitVersion=$(KUBERNETES)" -o $@ k8s.io/kubernetes/cmd/kubectl
+# Programs of Kubernetes and etcd, as upstream has them, out of the modules in
+# go.mod: kubectl for tests on a host that has none, the rest for test/kubernetes.
+UPSTREAM := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy
+bin/tools/kubectl $(addprefix bin/tools/,$(UPSTREAM)): bin/tools/%: go.mod
+	go build -ldflags "-s -w -X $(K8S_VERSION).gitVersion=$(KUBERNETES)" -o $@ k8s.io/kubernetes/cmd/$*
+bin/tools/etcd: go.mod
+	go build -ldflags "-s -w" -o $@ go.etcd.io/etcd/server/v3
 
 # test/tally fails on a failed test and on a skipped one: here nothing may be missing.
 # Vet is left to make check, which does more of it.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"meshd.dev/test/cluster"
 )
 
 // Kubectl is the story of the commands people type every day, on one machine,
@@ -13,10 +15,10 @@ func Kubectl() []Step {
 	return []Step{
 		{"a cluster of one machine with one pod", func(ctx context.Context, w *World) (string, error) { return "", Idle(ctx, w) }},
 		{"get nodes", says([]string{"get", "nodes"}, "m1", "Ready")},
-		{"get pods", says([]string{"get", "pods", "-n", namespace, "-o", "wide"}, "idle-", "Running", "1/1")},
+		{"get pods", says([]string{"get", "pods", "-n", cluster.Namespace, "-o", "wide"}, "idle-", "Running", "1/1")},
 		{"describe node", says([]string{"describe", "node", "m1"}, "PodCIDR", "containerd", "idle-")},
-		{"describe pod, with events", says([]string{"describe", "pods", "-n", namespace, "-l", "app=idle"}, "Events:", "Started")},
-		{"logs", says([]string{"logs", "-n", namespace, "deploy/idle"}, "serving as pod idle-")},
+		{"describe pod, with events", says([]string{"describe", "pods", "-n", cluster.Namespace, "-l", "app=idle"}, "Events:", "Started")},
+		{"logs", says([]string{"logs", "-n", cluster.Namespace, "deploy/idle"}, "serving as pod idle-")},
 		{"scale to 3", scaled},
 		{"rollout restart makes new pods", rolledOut},
 		{"explain", says([]string{"explain", "deployment.spec.replicas"}, "FIELD:", "replicas")},
@@ -28,7 +30,7 @@ func Kubectl() []Step {
 // says runs kubectl and wants words in what it prints.
 func says(args []string, words ...string) func(context.Context, *World) (string, error) {
 	return func(ctx context.Context, w *World) (string, error) {
-		return "", until(ctx, func(ctx context.Context) error {
+		return "", cluster.Until(ctx, func(ctx context.Context) error {
 			out, err := w.Kubectl(ctx, args...)
 			if err != nil {
 				return err
@@ -44,24 +46,24 @@ func says(args []string, words ...string) func(context.Context, *World) (string,
 }
 
 func scaled(ctx context.Context, w *World) (string, error) {
-	if _, err := w.Kubectl(ctx, "scale", "-n", namespace, "deploy/idle", "--replicas=3"); err != nil {
+	if _, err := w.Kubectl(ctx, "scale", "-n", cluster.Namespace, "deploy/idle", "--replicas=3"); err != nil {
 		return "", err
 	}
-	_, err := w.readyOn(ctx, "idle", 3)
+	_, err := w.ReadyOn(ctx, "idle", 3)
 	return "", err
 }
 
 func rolledOut(ctx context.Context, w *World) (string, error) {
-	old, err := w.pods(ctx, "idle")
+	old, err := w.Pods(ctx, "idle")
 	if err != nil {
 		return "", err
 	}
 	for _, args := range [][]string{{"restart"}, {"status", "--timeout=120s"}} {
-		if _, err := w.Kubectl(ctx, append([]string{"rollout", args[0], "-n", namespace, "deploy/idle"}, args[1:]...)...); err != nil {
+		if _, err := w.Kubectl(ctx, append([]string{"rollout", args[0], "-n", cluster.Namespace, "deploy/idle"}, args[1:]...)...); err != nil {
 			return "", err
 		}
 	}
-	now, err := w.pods(ctx, "idle")
+	now, err := w.Pods(ctx, "idle")
 	if err != nil {
 		return "", err
 	}
@@ -100,10 +102,10 @@ spec:
 }
 
 func deleted(ctx context.Context, w *World) (string, error) {
-	if _, err := w.Kubectl(ctx, "delete", "namespace", namespace, "--timeout=120s"); err != nil {
+	if _, err := w.Kubectl(ctx, "delete", "namespace", cluster.Namespace, "--timeout=120s"); err != nil {
 		return "", err
 	}
-	return "", until(ctx, func(ctx context.Context) error {
+	return "", cluster.Until(ctx, func(ctx context.Context) error {
 		for _, p := range w.Machine("m1").Processes() {
 			if p.Name() == "echo" || p.Name() == "pause" {
 				return fmt.Errorf("process %d (%s) of a deleted pod runs still", p.Pid, p.Name())

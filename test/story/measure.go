@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"meshd.dev/test/cluster"
 	"meshd.dev/test/netlab"
 )
 
@@ -67,7 +68,7 @@ func (w *World) Echoes(ctx context.Context, name string, n int) error {
 	if _, err := w.Kubectl(ctx, "apply", "-f", "/root/"+name+".yaml"); err != nil {
 		return err
 	}
-	_, err = w.readyOn(ctx, name, n)
+	_, err = w.ReadyOn(ctx, name, n)
 	return err
 }
 
@@ -81,7 +82,7 @@ func (w *World) Crashes(ctx context.Context, n int) ([]time.Duration, error) {
 		if err := w.Echoes(ctx, "crash", batch); err != nil {
 			return times, err
 		}
-		pods, err := w.pods(ctx, "crash")
+		pods, err := w.Pods(ctx, "crash")
 		if err != nil {
 			return times, err
 		}
@@ -100,7 +101,7 @@ func (w *World) Crashes(ctx context.Context, n int) ([]time.Duration, error) {
 }
 
 func (w *World) crash(ctx context.Context, p *corev1.Pod) (time.Duration, error) {
-	proc, err := w.process(p)
+	proc, err := w.Process(p)
 	if err != nil {
 		return 0, err
 	}
@@ -108,19 +109,19 @@ func (w *World) crash(ctx context.Context, p *corev1.Pod) (time.Duration, error)
 	if err := netlab.Kill(ctx, proc.Pid); err != nil {
 		return 0, err
 	}
-	id, err := w.backAfter(ctx, p, killed)
+	id, err := w.BackAfter(ctx, p, killed)
 	return id.Started.Sub(killed), err
 }
 
 // replaceAll deletes pods and waits until none of them is there.
 func (w *World) replaceAll(ctx context.Context, app string, old []corev1.Pod) error {
 	for _, p := range old {
-		if err := w.API.CoreV1().Pods(namespace).Delete(ctx, p.Name, metav1.DeleteOptions{}); err != nil {
+		if err := w.API.CoreV1().Pods(cluster.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{}); err != nil {
 			return err
 		}
 	}
-	return until(ctx, func(ctx context.Context) error {
-		list, err := w.API.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})
+	return cluster.Until(ctx, func(ctx context.Context) error {
+		list, err := w.API.CoreV1().Pods(cluster.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})
 		if err != nil {
 			return err
 		}
@@ -209,12 +210,12 @@ func flood(conn net.Conn, end time.Time) error {
 // until all pods on m3 have run long enough not to count as crashing.
 func (w *World) Spread(ctx context.Context, deployment string) error {
 	for _, args := range [][]string{{"restart"}, {"status", "--timeout=120s"}} {
-		if _, err := w.Kubectl(ctx, append([]string{"rollout", args[0], "-n", namespace, "deploy/" + deployment}, args[1:]...)...); err != nil {
+		if _, err := w.Kubectl(ctx, append([]string{"rollout", args[0], "-n", cluster.Namespace, "deploy/" + deployment}, args[1:]...)...); err != nil {
 			return err
 		}
 	}
-	return until(ctx, func(ctx context.Context) error {
-		p, err := w.podOn(ctx, deployment, "m3")
+	return cluster.Until(ctx, func(ctx context.Context) error {
+		p, err := w.PodOn(ctx, deployment, "m3")
 		if err != nil {
 			return err
 		}

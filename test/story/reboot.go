@@ -8,6 +8,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"meshd.dev/test/cluster"
 )
 
 // PowerCut is the story of a site that goes dark: every machine loses power at
@@ -28,11 +30,11 @@ func PowerCut() []Step {
 }
 
 func goDark(ctx context.Context, w *World) (string, error) {
-	ledger, err := w.podOn(ctx, "ledger", "m2")
+	ledger, err := w.PodOn(ctx, "ledger", "m2")
 	if err != nil {
 		return "", err
 	}
-	journal, err := w.ask(ctx, ledger, "/file?path=/data/journal")
+	journal, err := w.Ask(ctx, ledger, "/file?path=/data/journal")
 	if err != nil {
 		return "", err
 	}
@@ -60,7 +62,7 @@ func goDark(ctx context.Context, w *World) (string, error) {
 	if err == nil && after != keys {
 		err = fmt.Errorf("tunnel keys were\n%sand are\n%s", keys, after)
 	}
-	return fmt.Sprintf("every pod serves again %s after power-on", short(took)), err
+	return fmt.Sprintf("every pod serves again %s after power-on", cluster.Short(took)), err
 }
 
 // startAgain powers every machine on and starts what its init would.
@@ -85,35 +87,35 @@ func (w *World) startAgain(ctx context.Context) error {
 // allBack waits until each pod of the application answers as one started after
 // t, and the ledger has its journal.
 func (w *World) allBack(ctx context.Context, t time.Time, journal string) error {
-	return until(ctx, func(ctx context.Context) error {
+	return cluster.Until(ctx, func(ctx context.Context) error {
 		var all []corev1.Pod
 		for app, n := range map[string]int{"web": 3, "everywhere": 3, "ledger": 1} {
-			pods, err := w.pods(ctx, app)
+			pods, err := w.Pods(ctx, app)
 			if err != nil {
 				return err
 			}
 			if len(pods) != n {
-				return fmt.Errorf("%s: want %d pods, have\n%s", app, n, describe(pods))
+				return fmt.Errorf("%s: want %d pods, have\n%s", app, n, cluster.Describe(pods))
 			}
 			all = append(all, pods...)
 		}
 		for i := range all {
-			id, err := w.identity(ctx, &all[i])
+			id, err := w.Identity(ctx, &all[i])
 			if err != nil {
 				return err
 			}
-			if !ready(all[i]) || id.Started.Before(t) {
-				return fmt.Errorf("not back yet:\n%s", describe(all[i:i+1]))
+			if !cluster.Ready(all[i]) || id.Started.Before(t) {
+				return fmt.Errorf("not back yet:\n%s", cluster.Describe(all[i:i+1]))
 			}
 			if all[i].Labels["app"] != "ledger" {
 				continue
 			}
-			now, err := w.ask(ctx, &all[i], "/file?path=/data/journal")
+			now, err := w.Ask(ctx, &all[i], "/file?path=/data/journal")
 			if err != nil {
 				return err
 			}
 			if !strings.HasPrefix(now, journal) || now == journal {
-				return final{fmt.Errorf("the volume's journal was\n%sand is\n%s", journal, now)}
+				return cluster.Final{Err: fmt.Errorf("the volume's journal was\n%sand is\n%s", journal, now)}
 			}
 		}
 		return nil

@@ -17,6 +17,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"meshd.dev/test/cluster"
 	"meshd.dev/test/netlab"
 )
 
@@ -98,10 +99,10 @@ func nodesReady(ctx context.Context, w *World) (string, error) {
 // NodesReady waits until exactly these nodes exist and are Ready.
 func (w *World) NodesReady(ctx context.Context, names []string) (string, error) {
 	var cidrs []string
-	err := until(ctx, func(ctx context.Context) error {
+	err := cluster.Until(ctx, func(ctx context.Context) error {
 		for _, name := range names {
 			if pid := w.meshd[name]; pid != 0 && !netlab.Alive(pid) {
-				return final{fmt.Errorf("meshd on %s has ended:\n%s", name, w.MeshdLog(name, 20))}
+				return cluster.Final{Err: fmt.Errorf("meshd on %s has ended:\n%s", name, w.MeshdLog(name, 20))}
 			}
 		}
 		list, err := w.API.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
@@ -146,7 +147,7 @@ func statusHealthy(ctx context.Context, w *World) (string, error) {
 // StatusHealthy waits until meshctl status is content on each machine.
 func (w *World) StatusHealthy(ctx context.Context, names []string) (string, error) {
 	var tunnels []string
-	err := until(ctx, func(ctx context.Context) error {
+	err := cluster.Until(ctx, func(ctx context.Context) error {
 		tunnels = nil
 		for _, name := range names {
 			out, err := w.Machine(name).Run(ctx, "meshctl", "status", "--json")
@@ -225,11 +226,11 @@ func applyApplication(ctx context.Context, w *World) (string, error) {
 
 func applicationReady(ctx context.Context, w *World) (string, error) {
 	for app, n := range map[string]int{"everywhere": 3, "ledger": 1} {
-		if _, err := w.readyOn(ctx, app, n); err != nil {
+		if _, err := w.ReadyOn(ctx, app, n); err != nil {
 			return "", err
 		}
 	}
-	on, err := w.readyOn(ctx, "web", 3)
+	on, err := w.ReadyOn(ctx, "web", 3)
 	if err != nil {
 		return "", err
 	}
@@ -237,11 +238,11 @@ func applicationReady(ctx context.Context, w *World) (string, error) {
 		return "", fmt.Errorf("the three pods of web are on %v, want one a machine", on)
 	}
 	for _, machine := range Names {
-		p, err := w.podOn(ctx, "everywhere", machine)
+		p, err := w.PodOn(ctx, "everywhere", machine)
 		if err != nil {
 			return "", err
 		}
-		id, err := w.identity(ctx, p)
+		id, err := w.Identity(ctx, p)
 		if err != nil {
 			return "", err
 		}
@@ -256,11 +257,11 @@ func applicationReady(ctx context.Context, w *World) (string, error) {
 const password = "correct-horse-battery-staple"
 
 func configReaches(ctx context.Context, w *World) (string, error) {
-	web, err := w.podOn(ctx, "web", "m3")
+	web, err := w.PodOn(ctx, "web", "m3")
 	if err != nil {
 		return "", err
 	}
-	ledger, err := w.podOn(ctx, "ledger", "m2")
+	ledger, err := w.PodOn(ctx, "ledger", "m2")
 	if err != nil {
 		return "", err
 	}
@@ -272,7 +273,7 @@ func configReaches(ctx context.Context, w *World) (string, error) {
 		{web, "/env?name=password", password},
 		{ledger, "/file?path=/etc/credentials/password", password},
 	} {
-		got, err := w.ask(ctx, c.pod, c.path)
+		got, err := w.Ask(ctx, c.pod, c.path)
 		if err != nil {
 			return "", fmt.Errorf("pod %s: %w", c.pod.Name, err)
 		}
@@ -294,11 +295,11 @@ var Inner = []netip.Prefix{
 var beside = []string{"arp", "icmp6", "tcp/6443", "tcp/10250"}
 
 func nameThroughTunnel(ctx context.Context, w *World) (string, error) {
-	from, err := w.podOn(ctx, "everywhere", "m1")
+	from, err := w.PodOn(ctx, "everywhere", "m1")
 	if err != nil {
 		return "", err
 	}
-	to, err := w.podOn(ctx, "everywhere", "m3")
+	to, err := w.PodOn(ctx, "everywhere", "m3")
 	if err != nil {
 		return "", err
 	}
@@ -307,87 +308,32 @@ func nameThroughTunnel(ctx context.Context, w *World) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, n, err := w.fetchUntilFrom(ctx, from, "http://web.demo.svc.cluster.local/?"+marker, "m3")
-	var p progress
+	f, n, err := w.FetchUntilFrom(ctx, from, "http://web.demo.svc.cluster.local/?"+marker, "m3")
+	var p cluster.Progress
 	if err == nil {
-		p, err = w.shortTransfer(ctx, from, to, marker)
+		p, err = w.ShortTransfer(ctx, from, to, marker)
 	}
 	seen := capture.Stop()
 	if err != nil {
 		return "", fmt.Errorf("%w; the underlay saw %s", err, seen)
 	}
-	if err := onlyTunnels(seen); err != nil {
+	if err := cluster.OnlyTunnels(seen, beside...); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("answer of %s after %d tries in %v; %d wireguard packets, %d KB of marker text sent, 0 seen",
 		f.Remote, n, f.Took.Round(10*time.Microsecond), seen.Packets["wireguard"], p.Bytes>>10), nil
 }
 
-// fetchUntilFrom fetches by name until a pod on machine answers.
-func (w *World) fetchUntilFrom(ctx context.Context, from *corev1.Pod, target, machine string) (f fetched, tries int, err error) {
-	err = until(ctx, func(ctx context.Context) error {
-		tries++
-		var id identity
-		var err error
-		if id, f, err = w.fetch(ctx, from, target, 3*time.Second); err != nil {
-			return err
-		}
-		if id.Node != machine {
-			return fmt.Errorf("%d tries, none answered from %s", tries, machine)
-		}
-		return nil
-	})
-	return f, tries, err
-}
-
-func (w *World) shortTransfer(ctx context.Context, from, to *corev1.Pod, text string) (progress, error) {
-	t, err := w.startTransfer(ctx, from, stream(to), text, 2<<20)
-	if err != nil {
-		return progress{}, err
-	}
-	time.Sleep(500 * time.Millisecond) // the length of the transfer, not a wait
-	return t.stop(ctx)
-}
-
-// stream is where echo in a pod takes transfers.
-func stream(p *corev1.Pod) netip.AddrPort {
-	a, _ := netip.ParseAddr(p.Status.PodIP)
-	return netip.AddrPortFrom(a, 7777)
-}
-
-// onlyTunnels says what the capture saw that it must not have.
-func onlyTunnels(seen netlab.Traffic) error {
-	var errs error
-	if seen.Packets["wireguard"] == 0 {
-		errs = errors.Join(errs, errors.New("no WireGuard packet on the underlay"))
-	}
-	if seen.Marked > 0 {
-		errs = errors.Join(errs, fmt.Errorf("%d packets hold the payload in clear: %s", seen.Marked, strings.Join(seen.MarkedKinds, ", ")))
-	}
-	if seen.Inner > 0 {
-		errs = errors.Join(errs, fmt.Errorf("%d packets show pod or service addresses: %s", seen.Inner, strings.Join(seen.InnerKinds, ", ")))
-	}
-	if seen.Dropped > 0 {
-		errs = errors.Join(errs, fmt.Errorf("the capture missed %d packets", seen.Dropped))
-	}
-	for _, kind := range seen.Kinds() {
-		if kind != "wireguard" && !slices.Contains(beside, kind) {
-			errs = errors.Join(errs, fmt.Errorf("%d packets of kind %s on the underlay", seen.Packets[kind], kind))
-		}
-	}
-	return errs
-}
-
 func killContainer(ctx context.Context, w *World) (string, error) {
-	before, err := w.podOn(ctx, "ledger", "m2")
+	before, err := w.PodOn(ctx, "ledger", "m2")
 	if err != nil {
 		return "", err
 	}
-	journal, err := w.ask(ctx, before, "/file?path=/data/journal")
+	journal, err := w.Ask(ctx, before, "/file?path=/data/journal")
 	if err != nil {
 		return "", err
 	}
-	proc, err := w.process(before)
+	proc, err := w.Process(before)
 	if err != nil {
 		return "", err
 	}
@@ -395,7 +341,7 @@ func killContainer(ctx context.Context, w *World) (string, error) {
 	if err := netlab.Kill(ctx, proc.Pid); err != nil {
 		return "", err
 	}
-	id, err := w.backAfter(ctx, before, killed)
+	id, err := w.BackAfter(ctx, before, killed)
 	if err != nil {
 		return "", err
 	}
@@ -408,41 +354,20 @@ func killContainer(ctx context.Context, w *World) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("main() runs again after %s, serves after %s; restart counted; event %q",
-		short(id.Started.Sub(killed)), short(serving), event), nil
-}
-
-// backAfter waits until the pod's program answers as one started after t.
-func (w *World) backAfter(ctx context.Context, p *corev1.Pod, t time.Time) (identity, error) {
-	var id identity
-	err := until(ctx, func(ctx context.Context) error {
-		now, err := w.API.CoreV1().Pods(p.Namespace).Get(ctx, p.Name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		if id, err = w.identity(ctx, now); err != nil {
-			return fmt.Errorf("%w; it is\n%s", err, describe([]corev1.Pod{*now}))
-		}
-		if id.Started.Before(t) {
-			return fmt.Errorf("pod %s answers as the one started at %v", p.Name, id.Started)
-		}
-		return nil
-	})
-	return id, err
+		cluster.Short(id.Started.Sub(killed)), cluster.Short(serving), event), nil
 }
 
 // keptData checks that the journal on the volume has grown by one start and
 // that the secret is there.
 func (w *World) keptData(ctx context.Context, p *corev1.Pod, journal string) error {
-	now, err := w.ask(ctx, p, "/file?path=/data/journal")
+	now, err := w.Ask(ctx, p, "/file?path=/data/journal")
 	if err != nil {
 		return err
 	}
 	if !strings.HasPrefix(now, journal) || strings.Count(now, "\n") != strings.Count(journal, "\n")+1 {
 		return fmt.Errorf("the volume's journal was\n%sand is\n%s", journal, now)
 	}
-	secret, err := w.ask(ctx, p, "/file?path=/etc/credentials/password")
+	secret, err := w.Ask(ctx, p, "/file?path=/etc/credentials/password")
 	if err == nil && secret != password {
 		err = fmt.Errorf("the secret is %q now", secret)
 	}
@@ -453,7 +378,7 @@ func (w *World) keptData(ctx context.Context, p *corev1.Pod, journal string) err
 // because of signal 9, and returns what an event says of it.
 func (w *World) accounted(ctx context.Context, before *corev1.Pod, killed time.Time) (string, error) {
 	was := before.Status.ContainerStatuses[0].RestartCount
-	err := until(ctx, func(ctx context.Context) error {
+	err := cluster.Until(ctx, func(ctx context.Context) error {
 		now, err := w.API.CoreV1().Pods(before.Namespace).Get(ctx, before.Name, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -478,7 +403,7 @@ func (w *World) accounted(ctx context.Context, before *corev1.Pod, killed time.T
 // eventAfter waits for the first event about a pod after t that speaks of an exit or a start.
 func (w *World) eventAfter(ctx context.Context, p *corev1.Pod, t time.Time) (string, error) {
 	var found string
-	err := until(ctx, func(ctx context.Context) error {
+	err := cluster.Until(ctx, func(ctx context.Context) error {
 		events, err := w.API.CoreV1().Events(p.Namespace).List(ctx, metav1.ListOptions{
 			FieldSelector: "involvedObject.name=" + p.Name})
 		if err != nil {
@@ -506,11 +431,11 @@ func (w *World) eventAfter(ctx context.Context, p *corev1.Pod, t time.Time) (str
 }
 
 func killShim(ctx context.Context, w *World) (string, error) {
-	p, err := w.podOn(ctx, "web", "m2")
+	p, err := w.PodOn(ctx, "web", "m2")
 	if err != nil {
 		return "", err
 	}
-	proc, err := w.process(p)
+	proc, err := w.Process(p)
 	if err != nil {
 		return "", err
 	}
@@ -525,45 +450,45 @@ func killShim(ctx context.Context, w *World) (string, error) {
 	if err := netlab.Kill(ctx, shim.Pid); err != nil {
 		return "", err
 	}
-	id, err := w.backAfter(ctx, p, killed)
+	id, err := w.BackAfter(ctx, p, killed)
 	if err != nil {
 		return "", err
 	}
-	if _, err := w.readyOn(ctx, "web", 3); err != nil {
+	if _, err := w.ReadyOn(ctx, "web", 3); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("main() runs again after %s, all of web ready after %s", short(id.Started.Sub(killed)), short(time.Since(killed))), nil
+	return fmt.Sprintf("main() runs again after %s, all of web ready after %s", cluster.Short(id.Started.Sub(killed)), cluster.Short(time.Since(killed))), nil
 }
 
 func killMeshd(ctx context.Context, w *World) (string, error) {
-	from, err := w.podOn(ctx, "everywhere", "m1")
+	from, err := w.PodOn(ctx, "everywhere", "m1")
 	if err != nil {
 		return "", err
 	}
-	to, err := w.podOn(ctx, "everywhere", "m3")
+	to, err := w.PodOn(ctx, "everywhere", "m3")
 	if err != nil {
 		return "", err
 	}
-	t, err := w.startTransfer(ctx, from, stream(to), "", 4<<20)
+	t, err := w.StartTransfer(ctx, from, cluster.Stream(to), "", 4<<20)
 	if err != nil {
 		return "", err
 	}
 	for _, name := range []string{"m3", "m1"} {
 		if err := w.restartMeshd(ctx, name); err != nil {
-			_, broken := t.stop(ctx)
+			_, broken := t.Stop(ctx)
 			return "", errors.Join(err, broken)
 		}
 	}
-	p, err := t.stop(ctx)
+	p, err := t.Stop(ctx)
 	if err != nil {
 		return "", err
 	}
 	for _, was := range []*corev1.Pod{from, to} {
-		if err := w.untouched(ctx, was); err != nil {
+		if err := w.Untouched(ctx, was); err != nil {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%.1f MB whole and in order, longest silence %s, no container restarted", float64(p.Bytes)/1e6, short(p.Silence)), nil
+	return fmt.Sprintf("%.1f MB whole and in order, longest silence %s, no container restarted", float64(p.Bytes)/1e6, cluster.Short(p.Silence)), nil
 }
 
 // restartMeshd kills a machine's meshd and starts it as its init would, then
@@ -581,19 +506,6 @@ func (w *World) restartMeshd(ctx context.Context, name string) error {
 	}
 	_, err := w.StatusHealthy(ctx, Names)
 	return err
-}
-
-// untouched checks that a pod's container is the one it was.
-func (w *World) untouched(ctx context.Context, was *corev1.Pod) error {
-	now, err := w.API.CoreV1().Pods(was.Namespace).Get(ctx, was.Name, metav1.GetOptions{})
-	if err != nil {
-		return err
-	}
-	a, b := was.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]
-	if a.ContainerID != b.ContainerID || a.RestartCount != b.RestartCount {
-		return fmt.Errorf("pod %s: container was %s (%d restarts), is %s (%d)", was.Name, a.ContainerID, a.RestartCount, b.ContainerID, b.RestartCount)
-	}
-	return nil
 }
 
 func losePower(ctx context.Context, w *World) (string, error) {
@@ -616,17 +528,17 @@ type Loss struct {
 
 func (l Loss) String() string {
 	return fmt.Sprintf("out of DNS %s, of the EndpointSlice %s, last failed request %s, node not ready %s, 3 pods elsewhere %s",
-		short(l.DNS), short(l.Slice), short(l.Service), short(l.Node), short(l.Replaced))
+		cluster.Short(l.DNS), cluster.Short(l.Slice), cluster.Short(l.Service), cluster.Short(l.Node), cluster.Short(l.Replaced))
 }
 
 // LosePower cuts m3's power and waits until the cluster lives without it.
 func (w *World) LosePower(ctx context.Context) (Loss, error) {
 	var l Loss
-	from, err := w.podOn(ctx, "everywhere", "m1")
+	from, err := w.PodOn(ctx, "everywhere", "m1")
 	if err != nil {
 		return l, err
 	}
-	lost, err := w.podOn(ctx, "everywhere", "m3")
+	lost, err := w.PodOn(ctx, "everywhere", "m3")
 	if err != nil {
 		return l, err
 	}
@@ -651,7 +563,7 @@ func (w *World) whenTrue(ctx context.Context, start time.Time, things map[*time.
 	errs := make(chan error, len(things))
 	for at, ok := range things {
 		go func() {
-			err := until(ctx, ok)
+			err := cluster.Until(ctx, ok)
 			*at = time.Since(start)
 			errs <- err
 		}()
@@ -667,8 +579,8 @@ func (w *World) whenTrue(ctx context.Context, start time.Time, things map[*time.
 // replaced and twenty in a row went well; at is when the last one failed.
 func (w *World) lastFailure(ctx, replaced context.Context, from *corev1.Pod, start time.Time, at *time.Duration) error {
 	well := 0
-	return until(ctx, func(ctx context.Context) error {
-		_, _, err := w.fetch(ctx, from, "http://web.demo.svc.cluster.local/", time.Second)
+	return cluster.Until(ctx, func(ctx context.Context) error {
+		_, _, err := w.Fetch(ctx, from, "http://web.demo.svc.cluster.local/", time.Second)
 		if err != nil {
 			well, *at = 0, time.Since(start)
 			return err
@@ -681,7 +593,7 @@ func (w *World) lastFailure(ctx, replaced context.Context, from *corev1.Pod, sta
 }
 
 func (w *World) noEndpointOn(ctx context.Context, service, machine string) error {
-	slicesOf, err := w.API.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{
+	slicesOf, err := w.API.DiscoveryV1().EndpointSlices(cluster.Namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: discoveryv1.LabelServiceName + "=" + service})
 	if err != nil {
 		return err
@@ -698,7 +610,7 @@ func (w *World) noEndpointOn(ctx context.Context, service, machine string) error
 
 // nameWithout checks that the headless name answers without an address.
 func (w *World) nameWithout(ctx context.Context, from *corev1.Pod, ip string) error {
-	answers, err := w.resolve(ctx, from, "everywhere.demo.svc.cluster.local", "A")
+	answers, err := w.Resolve(ctx, from, "everywhere.demo.svc.cluster.local", "A")
 	if err != nil {
 		return err
 	}
@@ -720,18 +632,18 @@ func (w *World) nodeNotReady(ctx context.Context, name string) error {
 }
 
 func (w *World) readyElsewhere(ctx context.Context, app string, n int, lost string) error {
-	pods, err := w.pods(ctx, app)
+	pods, err := w.Pods(ctx, app)
 	if err != nil {
 		return err
 	}
 	have := 0
 	for _, p := range pods {
-		if p.Spec.NodeName != lost && ready(p) {
+		if p.Spec.NodeName != lost && cluster.Ready(p) {
 			have++
 		}
 	}
 	if have < n {
-		return fmt.Errorf("%s: want %d pods ready elsewhere than on %s, have\n%s", app, n, lost, describe(pods))
+		return fmt.Errorf("%s: want %d pods ready elsewhere than on %s, have\n%s", app, n, lost, cluster.Describe(pods))
 	}
 	return nil
 }
@@ -749,7 +661,7 @@ type Return struct{ Containerd, Ready, Pod, Whole time.Duration }
 
 func (r Return) String() string {
 	return fmt.Sprintf("containerd %s, node Ready %s, its DaemonSet pod ready %s, found by name, 3 of web and healthy everywhere %s",
-		short(r.Containerd), short(r.Ready), short(r.Pod), short(r.Whole))
+		cluster.Short(r.Containerd), cluster.Short(r.Ready), cluster.Short(r.Pod), cluster.Short(r.Whole))
 }
 
 // ComeBack switches m3 on, starts what its init would start, and waits until
@@ -779,7 +691,7 @@ func (w *World) ComeBack(ctx context.Context) (Return, error) {
 	if _, err := w.StatusHealthy(ctx, Names); err != nil {
 		return r, err
 	}
-	if _, err := w.readyOn(ctx, "web", 3); err != nil {
+	if _, err := w.ReadyOn(ctx, "web", 3); err != nil {
 		return r, err
 	}
 	r.Whole = time.Since(on)
@@ -789,41 +701,30 @@ func (w *World) ComeBack(ctx context.Context) (Return, error) {
 // podBack waits until a DaemonSet pod started after t is ready on m3 and a pod
 // on m1 finds it by its headless name and fetches from it.
 func (w *World) podBack(ctx context.Context, t time.Time) error {
-	from, err := w.podOn(ctx, "everywhere", "m1")
+	from, err := w.PodOn(ctx, "everywhere", "m1")
 	if err != nil {
 		return err
 	}
-	return until(ctx, func(ctx context.Context) error {
-		p, err := w.podOn(ctx, "everywhere", "m3")
+	return cluster.Until(ctx, func(ctx context.Context) error {
+		p, err := w.PodOn(ctx, "everywhere", "m3")
 		if err != nil {
 			return err
 		}
-		id, err := w.identity(ctx, p)
+		id, err := w.Identity(ctx, p)
 		if err != nil {
 			return err
 		}
 		if id.Started.Before(t) {
 			return fmt.Errorf("pod %s says it started at %v, before the power came back", p.Name, id.Started)
 		}
-		answers, err := w.resolve(ctx, from, "everywhere.demo.svc.cluster.local", "A")
+		answers, err := w.Resolve(ctx, from, "everywhere.demo.svc.cluster.local", "A")
 		if err != nil {
 			return err
 		}
 		if !slices.Contains(answers, p.Status.PodIP) {
 			return fmt.Errorf("the headless name answers %v, without %s", answers, p.Status.PodIP)
 		}
-		_, _, err = w.fetch(ctx, from, "http://"+p.Status.PodIP+":8080/", 2*time.Second)
+		_, _, err = w.Fetch(ctx, from, "http://"+p.Status.PodIP+":8080/", 2*time.Second)
 		return err
 	})
-}
-
-// short is a duration as a person reads it.
-func short(d time.Duration) string {
-	switch {
-	case d < 10*time.Millisecond:
-		return d.Round(10 * time.Microsecond).String()
-	case d < time.Second:
-		return d.Round(time.Millisecond).String()
-	}
-	return d.Round(10 * time.Millisecond).String()
 }

@@ -6,7 +6,6 @@ package story
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -14,9 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
+	"meshd.dev/test/cluster"
 	"meshd.dev/test/images"
 	"meshd.dev/test/netlab"
 )
@@ -47,8 +45,7 @@ type Config struct {
 
 // World is all a step can look at and act on.
 type World struct {
-	Lab *netlab.Lab
-	API kubernetes.Interface
+	cluster.View
 
 	cfg   Config
 	tars  []string
@@ -88,9 +85,6 @@ func (s Step) Run(ctx context.Context, w *World) (string, time.Duration, error) 
 
 // Names of the machines; m1 is the server.
 var Names = []string{"m1", "m2", "m3"}
-
-// Machine by name; it exists.
-func (w *World) Machine(name string) *netlab.Machine { return w.Lab.Machine(name) }
 
 // BuildImages builds the images of the test programs.
 func (w *World) BuildImages(ctx context.Context) (err error) {
@@ -177,28 +171,15 @@ func (w *World) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := clientcmd.RESTConfigFromKubeConfig([]byte(out))
-	if err != nil {
-		return err
-	}
-	cfg.Dial, cfg.QPS, cfg.Burst, cfg.Timeout = m.DialContext, 500, 500, 10*time.Second
-	api, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		return err
-	}
-	if _, err := api.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
-		return fmt.Errorf("API is not ready: %w", err)
-	}
-	w.API = api
-	return nil
+	return w.Connect(ctx, m, []byte(out))
 }
 
 // waitFor is until, but gives up when the machine's meshd has ended.
 func (w *World) waitFor(ctx context.Context, m *netlab.Machine, ok func(context.Context) error) error {
-	return until(ctx, func(ctx context.Context) error {
+	return cluster.Until(ctx, func(ctx context.Context) error {
 		err := ok(ctx)
 		if err != nil && !netlab.Alive(w.meshd[m.Name]) {
-			return final{fmt.Errorf("meshd on %s has ended: %w\n%s", m.Name, err, w.MeshdLog(m.Name, 20))}
+			return cluster.Final{Err: fmt.Errorf("meshd on %s has ended: %w\n%s", m.Name, err, w.MeshdLog(m.Name, 20))}
 		}
 		return err
 	})
@@ -206,30 +187,5 @@ func (w *World) waitFor(ctx context.Context, m *netlab.Machine, ok func(context.
 
 // MeshdLog is the end of a machine's meshd log.
 func (w *World) MeshdLog(name string, lines int) string {
-	return lastLines(w.Machine(name).Disk("/var/log/meshd.log"), lines)
-}
-
-// final is an error that waiting does not mend.
-type final struct{ error }
-
-func (f final) Unwrap() error { return f.error }
-
-// pause between two looks at the world.
-const pause = 20 * time.Millisecond
-
-// until calls ok until it returns nil; when ctx ends, its last error says what
-// was still missing.
-func until(ctx context.Context, ok func(context.Context) error) error {
-	for {
-		err := ok(ctx)
-		var f final
-		if err == nil || errors.As(err, &f) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
-		case <-time.After(pause):
-		}
-	}
+	return cluster.LastLines(w.Machine(name).Disk("/var/log/meshd.log"), lines)
 }
