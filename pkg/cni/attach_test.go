@@ -44,7 +44,7 @@ pod: sysctl net.ipv6.conf.eth0.disable_ipv6=0
 sysctl net.ipv6.conf.msh0123456789ab.accept_ra=0
 sysctl net.ipv6.conf.msh0123456789ab.accept_redirects=0
 sysctl net.ipv6.conf.msh0123456789ab.disable_ipv6=0
-ip link set dev msh0123456789ab addrgenmode none alias "web eth0"; sysctl net.ipv4.conf.msh0123456789ab.rp_filter=1 net.ipv4.conf.msh0123456789ab.accept_redirects=0
+ip link set dev msh0123456789ab addrgenmode none alias "web eth0"; sysctl net.ipv4.conf.msh0123456789ab.rp_filter=1 net.ipv4.conf.msh0123456789ab.accept_redirects=0 net.ipv4.conf.msh0123456789ab.send_redirects=0
 ip link set dev msh0123456789ab up
 pod: ip link set dev lo up
 pod: ip link set dev eth0 addrgenmode none

@@ -58,7 +58,7 @@ func TestAddMakesARoutedPod(t *testing.T) {
 	}
 	for key, want := range map[string]string{
 		"ipv6/conf/" + link + "/accept_ra": "0", "ipv6/conf/" + link + "/accept_redirects": "0",
-		"ipv4/conf/" + link + "/accept_redirects": "0", "ipv4/conf/" + link + "/rp_filter": "1", "ipv4/conf/" + link + "/proxy_arp": "0",
+		"ipv4/conf/" + link + "/accept_redirects": "0", "ipv4/conf/" + link + "/send_redirects": "0", "ipv4/conf/" + link + "/rp_filter": "1", "ipv4/conf/" + link + "/proxy_arp": "0",
 	} {
 		if got, err := os.ReadFile("/proc/sys/net/" + key); err != nil || strings.TrimSpace(string(got)) != want {
 			t.Errorf("%s = %s, %v; want %s", key, got, err, want)

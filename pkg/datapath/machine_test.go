@@ -351,6 +351,7 @@ func (m *machine) pod(n int) {
 		ip netns add p%[1]d
 		ip link add mshp%[1]d type veth peer name eth0 netns p%[1]d
 		ip link set mshp%[1]d up
+		sysctl -qw net.ipv4.conf.mshp%[1]d.send_redirects=0
 		ip route add %[2]s/32 dev mshp%[1]d proto 78
 		ip route add %[3]s/128 dev mshp%[1]d proto 78
 		mac=$(cat /sys/class/net/mshp%[1]d/address 2>/dev/null || ip -o link show mshp%[1]d | sed 's/.*ether \([^ ]*\).*/\1/')

@@ -72,7 +72,10 @@ type LinkSet struct {
 	// (and from detecting duplicates of it, for a second).
 	NoLinkLocal bool
 	// StrictIPv4 drops what comes in with a source address that is not routed
-	// back here (rp_filter=1), and redirects.
+	// back here (rp_filter=1), and redirects, and sends none: before a packet
+	// goes back out of the link it came by (a pod that reaches itself through
+	// a service), Linux would tell the pod to do without us, and for a second
+	// after that tell it of no error.
 	StrictIPv4 bool
 	Alias      string
 }
@@ -92,7 +95,7 @@ func (o LinkSet) String() string {
 		s += fmt.Sprintf(" alias %q", o.Alias)
 	}
 	if o.StrictIPv4 {
-		s += fmt.Sprintf("; sysctl net.ipv4.conf.%s.rp_filter=1 net.ipv4.conf.%s.accept_redirects=0", o.Name, o.Name)
+		s += fmt.Sprintf("; sysctl net.ipv4.conf.%[1]s.rp_filter=1 net.ipv4.conf.%[1]s.accept_redirects=0 net.ipv4.conf.%[1]s.send_redirects=0", o.Name)
 	}
 	return s
 }
@@ -100,6 +103,7 @@ func (o LinkSet) String() string {
 // Numbers of linux/ip.h (IPV4_DEVCONF_*) and linux/if_link.h.
 const (
 	devconfAcceptRedirects = 4
+	devconfSendRedirects   = 6
 	devconfRPFilter        = 8
 	inetConf               = 1 // IFLA_INET_CONF
 	inet6AddrGenMode       = 8 // IFLA_INET6_ADDR_GEN_MODE
@@ -129,6 +133,7 @@ func (o LinkSet) encode(m *message) {
 			m.nest(unix.AF_INET, func() {
 				m.nest(inetConf, func() {
 					m.attrUint32(devconfAcceptRedirects, 0)
+					m.attrUint32(devconfSendRedirects, 0)
 					m.attrUint32(devconfRPFilter, 1)
 				})
 			})

@@ -245,6 +245,10 @@ func sysctls(cfg Config) []sysctl {
 		{"net/ipv4/ip_forward", "1"},
 		// Loose: what comes in was checked against the peer's allowed IPs.
 		{"net/ipv4/conf/" + cfg.Device + "/rp_filter", "2"},
+		// A redirect has a pod told of no error for a second. The one for all
+		// links outweighs those of the pods' links; alone it switches off none.
+		{"net/ipv4/conf/all/send_redirects", "0"},
+		{"net/ipv4/conf/" + cfg.Device + "/send_redirects", "0"},
 		{"net/ipv6/conf/" + cfg.Device + "/accept_ra", "0"},
 	}
 	if slices.ContainsFunc(cfg.Addrs, netip.Addr.Is6) {

@@ -65,6 +65,7 @@ func fresh(t *testing.T) {
 	testns.New(t)
 	testns.Sh(t, `
 		sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 # no address changes by itself
+		sysctl -qw net.ipv6.conf.default.addr_gen_mode=1 # nor comes when the link has found its carrier
 		ip link add eth0 type veth peer name eth0x; ip link set eth0x up; ip link set eth0 up
 		ip address add 192.0.2.1/24 dev eth0
 		ip route add default via 192.0.2.254`)
@@ -105,6 +106,8 @@ func TestPlanReadsLikeCommands(t *testing.T) {
 	want := `
 sysctl -w net.ipv4.ip_forward=1
 sysctl -w net.ipv4.conf.mesh0.rp_filter=2
+sysctl -w net.ipv4.conf.all.send_redirects=0
+sysctl -w net.ipv4.conf.mesh0.send_redirects=0
 sysctl -w net.ipv6.conf.mesh0.accept_ra=0
 ip address add 10.244.1.1/32 dev mesh0
 ip route add blackhole 10.244.0.0/16 metric 16777216 proto 77
