@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -418,7 +419,12 @@ func (l *lab) startAPI() {
 		l.t.Fatal(err)
 	}
 	l.runAPI()
-	_, err = l.admin.CoreV1().Nodes().Create(context.Background(), &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}, metav1.CreateOptions{})
+	cert, err := pki.LoadCert(l.node.CertFile)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	identity := map[string]string{"meshd.dev/identity": fmt.Sprintf("%x", sha256.Sum256(cert.RawSubjectPublicKeyInfo))}
+	_, err = l.admin.CoreV1().Nodes().Create(context.Background(), &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName, Annotations: identity}}, metav1.CreateOptions{})
 	if err != nil {
 		l.t.Fatal(err) // joining does that elsewhere
 	}

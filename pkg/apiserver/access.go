@@ -38,7 +38,7 @@ var publicPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
 // is anonymous on the public paths and refused elsewhere.
 func (s *Server) authenticator(ca dynamiccertificates.CAContentProvider) (authenticator.Request, error) {
 	known := union.New(
-		x509.NewDynamic(ca.VerifyOptions, x509.CommonNameUserConversion),
+		x509.NewDynamic(ca.VerifyOptions, nodeauth.UserOf),
 		bearertoken.New(s.parts.tokens.Authenticator()),
 	)
 	var public []apiserverapi.AnonymousAuthCondition

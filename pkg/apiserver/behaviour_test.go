@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -620,8 +621,8 @@ func roles(t *testing.T, c *cluster, ns string) {
 	if _, err := dev.RbacV1().Roles(ns).Create(ctx, role("more", "secrets", "get"), metav1.CreateOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "not currently held") {
 		t.Errorf("gave what he has not: %v", err)
 	}
-	must(c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n-" + ns}}, metav1.CreateOptions{}))(t)
-	node := c.client("system:node:n-"+ns, "system:nodes")
+	node, object := c.agent("n-" + ns)
+	must(c.admin.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{}))(t)
 	if _, err := node.CoreV1().Secrets(ns).List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("a node lists secrets: %v", err)
 	}
@@ -663,9 +664,8 @@ func tokens(t *testing.T, c *cluster, ns string) {
 
 func agents(t *testing.T, c *cluster, ns string) {
 	ctx := t.Context()
-	agent := c.client("system:node:n-"+ns, "system:nodes")
 	name := "n-" + ns
-	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	agent, object := c.agent(name)
 	if _, err := agent.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("it made its own node, which only joining does: %v", err)
 	}
@@ -704,12 +704,18 @@ func peerKeys(t *testing.T, c *cluster, ns string) {
 	ctx := t.Context()
 	mine, theirs := "mine-"+ns, "theirs-"+ns
 	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
-	for name, annotations := range map[string]map[string]string{mine: nil, theirs: {"meshd.dev/public-key": key(7)}} {
-		must(c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}, metav1.CreateOptions{}))(t)
+	register := func(name, key string) kubernetes.Interface {
+		agent, object := c.agent(name)
+		if key != "" {
+			object.Annotations["meshd.dev/public-key"] = key
+		}
+		must(c.admin.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{}))(t)
 		// Once it may read, the server knows the node and its key.
-		must(c.client("system:node:"+name, "system:nodes").CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))(t)
+		must(agent.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{}))(t)
+		return agent
 	}
-	agent := c.client("system:node:"+mine, "system:nodes")
+	register(theirs, key(7))
+	agent := register(mine, "")
 	for _, p := range []struct{ name, annotation, value, refusal string }{
 		{"its own key", "meshd.dev/public-key", key(8), ""},
 		{"another's key", "meshd.dev/public-key", key(7), `node "` + theirs + `" has it`},
@@ -731,7 +737,7 @@ func peerKeys(t *testing.T, c *cluster, ns string) {
 func removedNode(t *testing.T, c *cluster, ns string) {
 	ctx := t.Context()
 	name := "n-" + ns
-	agent := c.client("system:node:"+name, "system:nodes")
+	agent, object := c.agent(name)
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	try := map[string]func() error{
 		"list nodes":    func() error { _, err := agent.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); return err },
@@ -754,16 +760,22 @@ func removedNode(t *testing.T, c *cluster, ns string) {
 			return err
 		},
 	}
-	must(c.admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(t)
+	must(c.admin.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{}))(t)
 	lease = must(agent.CoordinationV1().Leases("kube-node-lease").Create(ctx, lease, metav1.CreateOptions{}))(t)
 	for what, do := range try {
 		if err := do(); err != nil {
 			t.Errorf("%s while it is in the cluster: %v", what, err)
 		}
 	}
+	watch := must(agent.CoreV1().Services("").Watch(ctx, metav1.ListOptions{}))(t)
+	defer watch.Stop()
 	if err := c.admin.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	deleted := time.Now()
+	for range watch.ResultChan() { // until the server ends it
+	}
+	t.Logf("the open watch ended %v after the node was deleted", time.Since(deleted))
 	want := fmt.Sprintf("node %q is not in the cluster: it was removed, or has not joined", name)
 	eventually(t, func() error {
 		_, err := agent.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{})
@@ -775,6 +787,15 @@ func removedNode(t *testing.T, c *cluster, ns string) {
 	for what, do := range try {
 		if err := do(); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s after it was removed: %v, want %q", what, err, want)
+		}
+	}
+	// Another machine joins by the same name: the certificate stays worthless.
+	heir, object := c.agent(name)
+	must(c.admin.CoreV1().Nodes().Create(ctx, object, metav1.CreateOptions{}))(t)
+	must(heir.CoreV1().Nodes().List(ctx, metav1.ListOptions{}))(t)
+	for what, do := range try {
+		if err := do(); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "joined with another key") {
+			t.Errorf("%s after another machine took its name: %v", what, err)
 		}
 	}
 }

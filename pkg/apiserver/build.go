@@ -221,7 +221,7 @@ func (s *Server) behaviour() {
 	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(openapi.GetOpenAPIDefinitions, namer)
 	g.OpenAPIV3Config.Info.Title = "meshd"
 	g.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return withHandlers(s.cfg.Handlers, genericapiserver.DefaultBuildHandlerChain(api, c))
+		return withHandlers(s.cfg.Handlers, genericapiserver.DefaultBuildHandlerChain(nodeauth.EndWithNode(s.parts.nodes, api), c))
 	}
 }
 

@@ -2,12 +2,17 @@ package apiserver_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -105,6 +110,19 @@ func (c *cluster) as(user string, groups ...string) *rest.Config {
 
 func (c *cluster) client(user string, groups ...string) kubernetes.Interface {
 	return kubernetes.NewForConfigOrDie(c.as(user, groups...))
+}
+
+// agent is the client of a node, and the Node object that joining makes of the
+// key it holds.
+func (c *cluster) agent(name string) (kubernetes.Interface, *corev1.Node) {
+	c.t.Helper()
+	config := c.as("system:node:"+name, "system:nodes")
+	pair, err := tls.X509KeyPair(config.CertData, config.KeyData)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	identity := fmt.Sprintf("%x", sha256.Sum256(pair.Leaf.RawSubjectPublicKeyInfo))
+	return kubernetes.NewForConfigOrDie(config), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{"meshd.dev/identity": identity}}}
 }
 
 func (c *cluster) dynamic() dynamic.Interface {

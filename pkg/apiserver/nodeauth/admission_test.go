@@ -20,6 +20,7 @@ import (
 
 func node(name string, change ...func(*corev1.Node)) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/hostname": name, "node-role.kubernetes.io/control-plane": ""}}}
+	n.Annotations = map[string]string{identityAnnotation: "key of " + name}
 	n.Spec.PodCIDR, n.Spec.PodCIDRs = "10.244.1.0/24", []string{"10.244.1.0/24"}
 	n.Spec.Taints = []corev1.Taint{{Key: "a", Effect: corev1.TaintEffectNoSchedule}}
 	for _, c := range change {
@@ -28,7 +29,9 @@ func node(name string, change ...func(*corev1.Node)) *corev1.Node {
 	return n
 }
 
-func bare(n *corev1.Node) { n.Spec.PodCIDR, n.Spec.PodCIDRs, n.Labels = "", nil, nil }
+func bare(n *corev1.Node) {
+	n.Annotations, n.Spec.PodCIDR, n.Spec.PodCIDRs, n.Labels = nil, "", nil, nil
+}
 
 func label(key, value string) func(*corev1.Node) {
 	return func(n *corev1.Node) {
@@ -46,7 +49,7 @@ func label(key, value string) func(*corev1.Node) {
 // published gives a node a key of 32 times the same byte, and endpoints.
 func published(key byte, endpoints string) func(*corev1.Node) *corev1.Node {
 	return func(n *corev1.Node) *corev1.Node {
-		n.Annotations = map[string]string{keyAnnotation: mesh.Key(bytes.Repeat([]byte{key}, 32)).String()}
+		n.Annotations = map[string]string{identityAnnotation: "key of " + n.Name, keyAnnotation: mesh.Key(bytes.Repeat([]byte{key}, 32)).String()}
 		if endpoints != "" {
 			n.Annotations[endpointsAnnotation] = endpoints
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 )
 
@@ -43,7 +44,7 @@ func (n *nodeAuthorizer) authorize(ctx context.Context, a authorizer.Attributes)
 	case !a.IsResourceRequest():
 		return authorizer.DecisionNoOpinion, "", nil
 	}
-	if d, why := n.member(ctx, node); d != authorizer.DecisionAllow {
+	if d, why := n.member(ctx, node, a.GetUser()); d != authorizer.DecisionAllow {
 		return d, why, nil
 	}
 	ok, more := n.check(node, a)
@@ -59,10 +60,11 @@ func (n *nodeAuthorizer) authorize(ctx context.Context, a authorizer.Attributes)
 	return authorizer.DecisionNoOpinion, fmt.Sprintf("node %q has no pod that needs this, nor is it its own", node), nil
 }
 
-// member allows a node to go on that has a Node object, and denies everything
-// to one that has none. The machine that joined a moment ago is waited for.
-func (n *nodeAuthorizer) member(ctx context.Context, node string) (authorizer.Decision, string) {
-	known := func() bool { return n.index.hasNode(node) }
+// member allows a node to go on that joined under the name it bears, and
+// denies everything to one whose Node is gone or belongs to another key. The
+// machine that joined a moment ago is waited for.
+func (n *nodeAuthorizer) member(ctx context.Context, node string, u user.Info) (authorizer.Decision, string) {
+	known := func() bool { return n.index.isMember(node, u) }
 	if known() || n.wait(ctx, n.forNode, known) {
 		return authorizer.DecisionAllow, ""
 	}
@@ -72,6 +74,9 @@ func (n *nodeAuthorizer) member(ctx context.Context, node string) (authorizer.De
 		return authorizer.DecisionAllow, ""
 	case !synced:
 		return authorizer.DecisionNoOpinion, "the nodes are not known yet, try again"
+	}
+	if _, exists := n.index.member(node); exists {
+		return authorizer.DecisionDeny, fmt.Sprintf("node %q joined with another key than the one of this certificate: this machine was removed, and another has its name", node)
 	}
 	return authorizer.DecisionDeny, fmt.Sprintf("node %q is not in the cluster: it was removed, or has not joined", node)
 }

@@ -11,6 +11,8 @@
 //	index.SyncedBy(nodes.HasSynced, pods.HasSynced, claims.HasSynced)
 //	authz := union.New(nodeauth.NewAuthorizer(index), rbac)      // before RBAC
 //	admit := admission.NewChainHandler(..., nodeauth.NewAdmission(index))
+//	authn := x509.NewDynamic(ca.VerifyOptions, nodeauth.UserOf)
+//	handler = nodeauth.EndWithNode(index, handler)               // behind authorization
 //
 // The authorizer decides by names only, from the table in rules.go; the
 // admission plugin looks at what is written: a node cannot give itself pod
@@ -20,9 +22,11 @@
 // that publish the same new key in the same moment both get it.
 //
 // A node without a Node object was removed, or has not joined: it is denied
-// every request about a resource, whatever certificate it holds. A watch that
-// was open when the Node was deleted goes on to its end, and the certificate is
-// good again once a machine joins by the same name.
+// every request about a resource, whatever certificate it holds. So is one
+// whose certificate is of another key than the annotation meshd.dev/identity
+// of its Node says: the name belongs to the machine that joined last, and a
+// Node that nobody joined as is nobody's. What a node has open when its Node
+// is deleted, a watch above all, ends with it.
 //
 // Nothing that depends on pods is allowed before the index is synced, and
 // nothing at all to a node the index has not seen by then. The

@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -13,15 +14,25 @@ import (
 // It is fed by informers; see the package comment.
 type Index struct {
 	mu sync.RWMutex
-	// members: name of each Node object to the public key it carries
-	members map[string]publicKey
+	// members: name of each Node object to who it is
+	members map[string]member
 	// nodes: node name, then pod
 	nodes map[string]map[types.NamespacedName]podRefs
 	// claims: PersistentVolumeClaim to the name of its volume
 	claims map[types.NamespacedName]string
 	synced []cache.InformerSynced
+	// open: node name to what it has open
+	open map[string]map[*standing]bool
 	// changed is closed and replaced on each change
 	changed chan struct{}
+}
+
+// member is what a Node object says of its node.
+type member struct {
+	// identity is the hash of the key it joined with; empty: nobody joined.
+	identity string
+	// key is the one its peers know it by.
+	key publicKey
 }
 
 // podRefs is what one pod entitles its node to read.
@@ -48,9 +59,10 @@ const (
 // NewIndex returns an empty Index that is not synced.
 func NewIndex() *Index {
 	return &Index{
-		members: map[string]publicKey{},
+		members: map[string]member{},
 		nodes:   map[string]map[types.NamespacedName]podRefs{},
 		claims:  map[types.NamespacedName]string{},
+		open:    map[string]map[*standing]bool{},
 		changed: make(chan struct{}),
 	}
 }
@@ -124,16 +136,19 @@ func keyOf(ns, name string) types.NamespacedName {
 
 func (x *Index) setNode(n *corev1.Node, gone bool) {
 	key, _ := parseKey(n.Annotations[keyAnnotation]) // what is no key is nobody's
+	is := member{identity: n.Annotations[identityAnnotation], key: key}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	was, known := x.members[n.Name]
 	switch {
 	case gone:
 		delete(x.members, n.Name)
-	case known && was == key:
+		x.endOpen(n.Name, "")
+	case known && was == is:
 		return // a heartbeat
 	default:
-		x.members[n.Name] = key
+		x.members[n.Name] = is
+		x.endOpen(n.Name, is.identity)
 	}
 	x.broadcast()
 }
@@ -182,20 +197,27 @@ func (x *Index) next() <-chan struct{} {
 	return x.changed
 }
 
-// hasNode reports whether there is a Node object of that name.
-func (x *Index) hasNode(node string) bool {
+// member finds the Node object of that name.
+func (x *Index) member(node string) (member, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	_, ok := x.members[node]
-	return ok
+	m, ok := x.members[node]
+	return m, ok
+}
+
+// isMember reports whether there is a Node object of that name and the user
+// holds the key that joined under it.
+func (x *Index) isMember(node string, u user.Info) bool {
+	m, ok := x.member(node)
+	return ok && m.identity != "" && m.identity == identityOf(u)
 }
 
 // keyOwner returns a node other than the named one that carries the key.
 func (x *Index) keyOwner(key publicKey, except string) (node string, found bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	for name, k := range x.members {
-		if k == key && name != except {
+	for name, m := range x.members {
+		if m.key == key && name != except {
 			return name, true
 		}
 	}

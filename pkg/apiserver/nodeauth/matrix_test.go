@@ -1,6 +1,6 @@
 package nodeauth
 
-// The cluster of these tests: nodes n1, n2 and n3; n1 runs pod default/mine, n2
+// The cluster of these tests: nodes n1, n2 and n3, each with a key of its own; n1 runs pod default/mine, n2
 // runs default/theirs and other/theirs. Everything a pod refers to has its name:
 // secret mine, config map mine, service account mine, claim mine, volume
 // pv-mine. default/ended ran on n1 and is over.
@@ -70,7 +70,26 @@ func testIndex() *Index {
 }
 
 func nodeUser(name string) user.Info {
-	return &user.DefaultInfo{Name: "system:node:" + name, Groups: []string{"system:nodes", "system:authenticated"}}
+	return holder(name, "key of "+name)
+}
+
+// holder is a node that proved to hold a key, or none.
+func holder(name, key string) user.Info {
+	u := &user.DefaultInfo{Name: "system:node:" + name, Groups: []string{"system:nodes", "system:authenticated"}}
+	if key != "" {
+		u.Extra = map[string][]string{identityAnnotation: {key}}
+	}
+	return u
+}
+
+// joinedWith is another machine by the same name.
+func joinedWith(name, key string) *corev1.Node {
+	return node(name, func(n *corev1.Node) {
+		n.Annotations = map[string]string{identityAnnotation: key}
+		if key == "" {
+			n.Annotations = nil
+		}
+	})
 }
 
 // resources an agent could try, with and without a namespace.
@@ -213,6 +232,8 @@ func TestOtherIdentities(t *testing.T) {
 		{"another node", nodeUser("n2"), authorizer.DecisionNoOpinion, "mine"},
 		{"a node without pods", nodeUser("n3"), authorizer.DecisionNoOpinion, "mine"},
 		{"a node that is not in the cluster", nodeUser("n9"), authorizer.DecisionDeny, "mine"},
+		{"a node with an older key of its name", holder("n1", "older"), authorizer.DecisionDeny, "mine"},
+		{"a node that proved no key", holder("n1", ""), authorizer.DecisionDeny, "mine"},
 		{"a node's name without the group", &user.DefaultInfo{Name: "system:node:n1"}, authorizer.DecisionNoOpinion, "mine"},
 		{"the group without a node's name", &user.DefaultInfo{Name: "eve", Groups: []string{"system:nodes"}}, authorizer.DecisionDeny, "mine"},
 		{"the group with an empty name", &user.DefaultInfo{Name: "system:node:", Groups: []string{"system:nodes"}}, authorizer.DecisionDeny, "mine"},
@@ -261,6 +282,7 @@ func TestFailsClosed(t *testing.T) {
 // TestNotInTheCluster: a node without a Node object may do nothing, not even
 // what every node may.
 func TestNotInTheCluster(t *testing.T) {
+	const other = `node "n1" joined with another key than the one of this certificate: this machine was removed, and another has its name`
 	const gone = `node "n1" is not in the cluster: it was removed, or has not joined`
 	for _, c := range []struct {
 		name   string
@@ -276,6 +298,9 @@ func TestNotInTheCluster(t *testing.T) {
 		}, authorizer.DecisionDeny, gone},
 		{"another was removed", func(x *Index) { x.Nodes().OnDelete(node("n2")) }, authorizer.DecisionAllow, ""},
 		{"removed and joined again", func(x *Index) { x.Nodes().OnDelete(node("n1")); x.Nodes().OnAdd(node("n1"), false) }, authorizer.DecisionAllow, ""},
+		{"removed, and another machine joined by its name", func(x *Index) { x.Nodes().OnDelete(node("n1")); x.Nodes().OnAdd(joinedWith("n1", "k"), false) }, authorizer.DecisionDeny, other},
+		{"another machine took its name over", func(x *Index) { x.Nodes().OnUpdate(node("n1"), joinedWith("n1", "k")) }, authorizer.DecisionDeny, other},
+		{"removed, and a Node made by hand", func(x *Index) { x.Nodes().OnDelete(node("n1")); x.Nodes().OnAdd(joinedWith("n1", ""), false) }, authorizer.DecisionDeny, other},
 		{"not seen yet", func(x *Index) {
 			x.Nodes().OnDelete(node("n1"))
 			x.SyncedBy(func() bool { return false })

@@ -70,7 +70,7 @@ func TestPublished(t *testing.T) {
 			said := func(text string) *corev1.Node {
 				n := node("n1")
 				if text != "-" {
-					n.Annotations = map[string]string{c.annotation: text}
+					n.Annotations[c.annotation] = text
 				}
 				return n
 			}
