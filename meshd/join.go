@@ -136,6 +136,7 @@ func firstJoin(ctx context.Context, creds join.Credentials, node, server, token 
 	if err != nil {
 		return err
 	}
+	log.Info("joining", "server", server, "node", node)
 	for {
 		err := creds.Join(ctx, server, tok, node)
 		var refused join.Refused

@@ -127,7 +127,7 @@ func (r *report) nodes(f facts) {
 func (r *report) pods(f facts, now time.Time) {
 	r.Pods = podCount{Total: len(f.pods), OwnNodeOnly: f.ownPodsOnly}
 	for _, p := range f.pods {
-		reason, state := podState(p, now)
+		reason, state := podState(p, f.warnings[p.UID], now)
 		switch state {
 		case podReady:
 			r.Pods.Ready++
@@ -153,7 +153,12 @@ const (
 	podFailing
 )
 
-func podState(p corev1.Pod, now time.Time) (string, podVerdict) {
+// freshWarning is how old an event may be and still explain a pod.
+const freshWarning = 10 * time.Minute
+
+// podState prefers what the newest event says to a condition that only says
+// which containers are not ready.
+func podState(p corev1.Pod, warned warning, now time.Time) (string, podVerdict) {
 	switch p.Status.Phase {
 	case corev1.PodSucceeded:
 		return "", podDone
@@ -186,7 +191,10 @@ func podState(p corev1.Pod, now time.Time) (string, podVerdict) {
 	if now.Sub(p.CreationTimestamp.Time) < startingTime {
 		return "", podStarting
 	}
-	return cmp.Or(reason, "not ready"), podFailing
+	if now.Sub(warned.last) > freshWarning {
+		warned.text = ""
+	}
+	return cmp.Or(warned.text, reason, "not ready"), podFailing
 }
 
 func (r *report) services(f facts) {

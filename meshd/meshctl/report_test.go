@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"meshd.dev/pkg/status"
 )
@@ -32,6 +33,13 @@ func pod(name string, age time.Duration, st corev1.PodStatus) corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, CreationTimestamp: metav1.NewTime(now.Add(-age))},
 		Spec:       corev1.PodSpec{NodeName: "m1"}, Status: st,
 	}
+}
+
+func unready(age time.Duration) corev1.Pod {
+	p := pod("web-1", age, corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{
+		{Type: corev1.PodReady, Status: corev1.ConditionFalse, Message: "containers with unready status: [c]"}}})
+	p.UID = "u1"
+	return p
 }
 
 func service(name string) corev1.Service {
@@ -105,6 +113,14 @@ func TestProblemsHaveAReasonAndANextStep(t *testing.T) {
 		{"an unschedulable pod", func(f *facts) {
 			f.pods[0] = pod("web-1", time.Hour, corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/2 nodes are available"}}})
 		}, "pod shop/web-1", "0/2 nodes are available", "describe pod web-1"},
+		{"a pod without a sandbox", func(f *facts) {
+			f.pods[0] = unready(time.Minute)
+			f.warnings = map[types.UID]warning{"u1": {"FailedCreatePodSandBox: no address left", now.Add(-time.Second)}}
+		}, "pod shop/web-1", "no address left", "describe pod web-1"},
+		{"a pod that was warned of long ago", func(f *facts) {
+			f.pods[0] = unready(time.Hour)
+			f.warnings = map[types.UID]warning{"u1": {"FailedCreatePodSandBox: no address left", now.Add(-time.Hour)}}
+		}, "pod shop/web-1", "unready status: [c]", "describe pod web-1"},
 		{"a pod that does not go", func(f *facts) {
 			gone := metav1.NewTime(now.Add(-time.Hour))
 			f.pods[0].DeletionTimestamp = &gone

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"meshd.dev/pkg/join"
@@ -66,10 +68,19 @@ type facts struct {
 	pods     []corev1.Pod
 	services []corev1.Service
 	slices   []discoveryv1.EndpointSlice
+	// warnings are the newest Warning event of each pod, where these
+	// credentials may read events.
+	warnings map[types.UID]warning
 	// node is this machine's name in the cluster, if it has joined one.
 	node string
 	// ownPodsOnly: these credentials may see no other node's pods.
 	ownPodsOnly bool
+}
+
+// warning is what an event says, and when it last did.
+type warning struct {
+	text string
+	last time.Time
 }
 
 func gather(ctx context.Context, w *where) facts {
@@ -110,5 +121,30 @@ func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
 		return fmt.Errorf("list endpointslices: %w", err)
 	}
 	f.pods, f.services, f.slices = pods.Items, services.Items, slices.Items
+	f.warnings = podWarnings(ctx, client)
 	return nil
+}
+
+// maxWarnings bounds how many events a status reads.
+const maxWarnings = 500
+
+// podWarnings: without them a status says less and is no less true, so an
+// error is none.
+func podWarnings(ctx context.Context, client kubernetes.Interface) map[types.UID]warning {
+	events, err := client.CoreV1().Events("").List(ctx, metav1.ListOptions{
+		FieldSelector: "type=Warning,involvedObject.kind=Pod", Limit: maxWarnings})
+	if err != nil {
+		return nil
+	}
+	newest := map[types.UID]warning{}
+	for _, e := range events.Items {
+		last := e.LastTimestamp.Time
+		if last.IsZero() {
+			last = e.EventTime.Time
+		}
+		if last.After(newest[e.InvolvedObject.UID].last) {
+			newest[e.InvolvedObject.UID] = warning{text: e.Reason + ": " + strings.TrimSpace(e.Message), last: last}
+		}
+	}
+	return newest
 }

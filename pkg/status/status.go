@@ -9,12 +9,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -169,6 +171,9 @@ func Fetch(ctx context.Context, path, page string, v any) error {
 		return err
 	}
 	resp, err := client.Do(req)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("meshd does not run on this machine: nobody answers on %s", path)
+	}
 	if err != nil {
 		return fmt.Errorf("ask meshd on %s: %w", path, err)
 	}
