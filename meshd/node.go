@@ -71,6 +71,7 @@ func newNode(cfg nodeConfig, role string, log *slog.Logger) (*node, error) {
 	}
 	n.client.QPS, n.client.Burst = 100, 200
 	n.client.UserAgent = "meshd/" + version()
+	kube.Patient(n.client)
 	if n.api, err = kubernetes.NewForConfig(n.client); err != nil {
 		return nil, err
 	}
