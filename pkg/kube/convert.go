@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,13 +45,16 @@ func NodeOf(n *corev1.Node) (mesh.Node, error) {
 		}
 		node.PodCIDRs = append(node.PodCIDRs, p.Masked())
 	}
-	if text := n.Annotations[mesh.AnnotationPublicKey]; text != "" {
-		key, err := mesh.ParseKey(text)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("node %s: annotation %s: %w", n.Name, mesh.AnnotationPublicKey, err))
+	read := func(name string, parse func(string) error) {
+		if text := n.Annotations[name]; text != "" {
+			if err := parse(text); err != nil {
+				errs = append(errs, fmt.Errorf("node %s: annotation %s: %w", n.Name, name, err))
+			}
 		}
-		node.PublicKey = key
 	}
+	read(mesh.AnnotationPublicKey, func(text string) (err error) { node.PublicKey, err = mesh.ParseKey(text); return err })
+	read(mesh.AnnotationNextKey, func(text string) (err error) { node.NextKey, node.NextPort, err = parseNextKey(text); return err })
+	read(mesh.AnnotationKeyExchange, func(text string) (err error) { node.Exchange, err = parseExchange(text); return err })
 	endpoints, err := parseEndpoints(n.Annotations[mesh.AnnotationEndpoints])
 	if err != nil {
 		errs = append(errs, fmt.Errorf("node %s: annotation %s: %w", n.Name, mesh.AnnotationEndpoints, err))
@@ -58,6 +62,43 @@ func NodeOf(n *corev1.Node) (mesh.Node, error) {
 	node.Endpoints = endpoints
 	return node, errors.Join(errs...)
 }
+
+// parseNextKey reads "KEY PORT".
+func parseNextKey(text string) (mesh.Key, uint16, error) {
+	word, rest, _ := strings.Cut(text, " ")
+	port, err := strconv.ParseUint(rest, 10, 16)
+	if err != nil || port == 0 {
+		return mesh.Key{}, 0, fmt.Errorf("%.80q: want a public key, a space and a port", text)
+	}
+	key, err := mesh.ParseKey(word)
+	if err == nil && key.IsZero() {
+		err = errors.New("the key is zero")
+	}
+	if err != nil {
+		return mesh.Key{}, 0, err
+	}
+	return key, uint16(port), nil
+}
+
+// FormatNextKey is what parseNextKey reads.
+func FormatNextKey(key mesh.Key, port uint16) string { return fmt.Sprintf("%s %d", key, port) }
+
+// parseExchange reads "PORT PIN".
+func parseExchange(text string) (mesh.Exchange, error) {
+	word, rest, _ := strings.Cut(text, " ")
+	port, err := strconv.ParseUint(word, 10, 16)
+	if err != nil || port == 0 {
+		return mesh.Exchange{}, fmt.Errorf("%.80q: want a port, a space and a pin", text)
+	}
+	x := mesh.Exchange{Port: uint16(port)}
+	if err := x.Pin.UnmarshalText([]byte(rest)); err != nil {
+		return mesh.Exchange{}, err
+	}
+	return x, nil
+}
+
+// FormatExchange is what parseExchange reads.
+func FormatExchange(x mesh.Exchange) string { return fmt.Sprintf("%d %s", x.Port, x.Pin) }
 
 // parseEndpoints reads comma-separated host:port with literal addresses.
 func parseEndpoints(text string) ([]netip.AddrPort, error) {

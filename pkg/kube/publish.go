@@ -16,23 +16,43 @@ import (
 // Record is what a node says of itself to its peers.
 type Record struct {
 	PublicKey mesh.Key
+	// NextKey and NextPort while the node changes its key; zero otherwise.
+	NextKey  mesh.Key
+	NextPort uint16
+	// Exchange is zero when the node does not talk about keys.
+	Exchange  mesh.Exchange
 	Endpoints []netip.AddrPort
+}
+
+// annotations of the record; nil stands for one that shall not be there.
+func (r Record) annotations() map[string]*string {
+	next, exchange := (*string)(nil), (*string)(nil)
+	if !r.NextKey.IsZero() {
+		next = new(FormatNextKey(r.NextKey, r.NextPort))
+	}
+	if r.Exchange.Port != 0 {
+		exchange = new(FormatExchange(r.Exchange))
+	}
+	return map[string]*string{
+		mesh.AnnotationPublicKey:   new(r.PublicKey.String()),
+		mesh.AnnotationEndpoints:   new(FormatEndpoints(r.Endpoints)),
+		mesh.AnnotationNextKey:     next,
+		mesh.AnnotationKeyExchange: exchange,
+	}
 }
 
 // Publish writes the record on the Node object of that name, if it differs.
 // The object must exist.
 func Publish(ctx context.Context, client kubernetes.Interface, node string, r Record) error {
-	want := map[string]string{
-		mesh.AnnotationPublicKey: r.PublicKey.String(),
-		mesh.AnnotationEndpoints: FormatEndpoints(r.Endpoints),
-	}
+	want := r.annotations()
 	obj, err := client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("publish node record: %w", err)
 	}
 	differs := false
 	for k, v := range want {
-		differs = differs || obj.Annotations[k] != v
+		have, is := obj.Annotations[k]
+		differs = differs || is != (v != nil) || v != nil && have != *v
 	}
 	if !differs {
 		return nil

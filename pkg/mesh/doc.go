@@ -11,7 +11,12 @@ package mesh
 const (
 	// Device is the WireGuard device of a node.
 	Device = "mesh0"
-	// ListenPort is the UDP port of Device unless configured otherwise.
+	// SecondSuffix ends the name of the device beside it, which is there only
+	// while a node of the cluster changes its key.
+	SecondSuffix = "-next"
+	// ListenPort is the UDP port of Device unless configured otherwise; the
+	// second device has the one behind it. Nodes talk about keys on the TCP
+	// port of the same number.
 	ListenPort = 51820
 	// PodLinkPrefix starts the name of every host side veth of a pod.
 	PodLinkPrefix = "msh"
@@ -35,4 +40,11 @@ const (
 	// AnnotationEndpoints holds the underlay endpoints of the tunnel:
 	// comma-separated host:port, preferred first.
 	AnnotationEndpoints = "meshd.dev/endpoints"
+	// AnnotationNextKey is there while the node changes its key: the key it
+	// changes to and the UDP port it is reached at, "KEY PORT". The same key as
+	// AnnotationPublicKey: it changed, and returns to its first device.
+	AnnotationNextKey = "meshd.dev/next-key"
+	// AnnotationKeyExchange says how peers talk with the node about keys: a
+	// TCP port and the SHA-256 of its TLS public key in hex, "PORT PIN".
+	AnnotationKeyExchange = "meshd.dev/key-exchange"
 )

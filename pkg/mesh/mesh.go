@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -67,10 +68,41 @@ type Node struct {
 	PodCIDRs []netip.Prefix
 	// PublicKey is zero until the node published it.
 	PublicKey Key
+	// NextKey is zero unless the node changes its key; it is reached with it
+	// at NextPort of the same addresses.
+	NextKey  Key
+	NextPort uint16
+	// Exchange is how to talk with it about keys; zero: not at all.
+	Exchange Exchange
 	// Endpoints of its tunnel on the underlay, preferred first.
 	Endpoints []netip.AddrPort
 	// Ready is the Node's Ready condition.
 	Ready bool
+}
+
+// Exchange is where a node is asked about keys, and how it is known there.
+type Exchange struct {
+	Port uint16
+	// Pin is the SHA-256 of its TLS public key.
+	Pin Pin
+}
+
+// Pin is a hash by which a public key is known, 64 hex digits.
+type Pin [32]byte
+
+func (p Pin) String() string { return hex.EncodeToString(p[:]) }
+
+// MarshalText and UnmarshalText let a Pin be a JSON string.
+func (p Pin) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+func (p *Pin) UnmarshalText(b []byte) error {
+	if len(b) != 2*len(p) {
+		return fmt.Errorf("pin: want %d hex digits, have %d characters", 2*len(p), len(b))
+	}
+	if _, err := hex.Decode(p[:], b); err != nil {
+		return fmt.Errorf("pin: want hex digits: %w", err)
+	}
+	return nil
 }
 
 // MeshAddrs are the node's own addresses inside the mesh: the first address

@@ -128,7 +128,7 @@ func checkAnnotations(now, before map[string]string) error {
 	for key := range union(now, before) {
 		v, is := now[key]
 		w, was := before[key]
-		if is == was && v == w || key == keyAnnotation || key == endpointsAnnotation {
+		if is == was && v == w || slices.Contains(publishedAnnotations, key) {
 			continue
 		}
 		if strings.HasPrefix(key, "meshd.dev/") {

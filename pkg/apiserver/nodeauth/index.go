@@ -31,8 +31,8 @@ type Index struct {
 type member struct {
 	// identity is the hash of the key it joined with; empty: nobody joined.
 	identity string
-	// key is the one its peers know it by.
-	key publicKey
+	// key is the one its peers know it by, next the one it changes to.
+	key, next publicKey
 }
 
 // podRefs is what one pod entitles its node to read.
@@ -136,7 +136,8 @@ func keyOf(ns, name string) types.NamespacedName {
 
 func (x *Index) setNode(n *corev1.Node, gone bool) {
 	key, _ := parseKey(n.Annotations[keyAnnotation]) // what is no key is nobody's
-	is := member{identity: n.Annotations[identityAnnotation], key: key}
+	next, _ := parseNextKey(n.Annotations[nextKeyAnnotation])
+	is := member{identity: n.Annotations[identityAnnotation], key: key, next: next}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	was, known := x.members[n.Name]
@@ -217,7 +218,7 @@ func (x *Index) keyOwner(key publicKey, except string) (node string, found bool)
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for name, m := range x.members {
-		if m.key == key && name != except {
+		if (m.key == key || m.next == key) && name != except {
 			return name, true
 		}
 	}

@@ -1,9 +1,11 @@
 package nodeauth
 
-// Node n2 carries the key of 32 sevens and node n1, which asks, the one of 32
+// Node n2 carries the key of 32 sevens and changes to that of 32 eights; node n1, which asks, the one of 32
 // ones.
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,10 +23,13 @@ func TestPublished(t *testing.T) {
 		ones    = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
 		twos    = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
 		sevens  = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="
+		eights  = "CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg="
 		zeros   = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 		noKey   = "want 32 bytes in base64"
 		noPlace = "want address:port of a unicast address"
 		key     = keyAnnotation
+		next    = nextKeyAnnotation
+		talks   = exchangeAnnotation
 		places  = endpointsAnnotation
 	)
 	for _, c := range []struct {
@@ -43,6 +48,21 @@ func TestPublished(t *testing.T) {
 		{"no base64", key, "(none)", ones, noKey},
 		{"zeros", key, zeros, ones, noKey},
 		{"a novel", key, strings.Repeat("x", 5000), ones, strings.Repeat("x", 80) + `"`},
+
+		{"a next key of its own", next, twos + " 51821", "-", ok},
+		{"its own key as the next", next, ones + " 51821", "-", ok},
+		{"another's key as the next", next, sevens + " 51821", "-", `node "n2" has it`},
+		{"the next key of another", next, eights + " 51821", "-", `node "n2" has it`},
+		{"the next key of another as its own", key, eights, ones, `node "n2" has it`},
+		{"a next key no more", next, "-", twos + " 51821", ok},
+		{"a next key without a port", next, twos, "-", "want a public key, a space and a port"},
+		{"a next key at port zero", next, twos + " 0", "-", "want a public key, a space and a port"},
+		{"no next key", next, "x 51821", "-", noKey},
+
+		{"where to talk about keys", talks, "51820 " + strings.Repeat("0a", 32), "-", ok},
+		{"no port to talk", talks, strings.Repeat("0a", 32), "-", "want a port, a space and 64 hex digits"},
+		{"no pin", talks, "51820 0a", "-", "want a port, a space and 64 hex digits"},
+		{"a novel about keys", talks, "51820 " + strings.Repeat("0a", 5000), "-", "want a port, a space and 64 hex digits"},
 
 		{"one endpoint", places, "192.0.2.1:51820", "-", ok},
 		{"both families", places, "[2001:db8::1]:51820,192.0.2.1:51820", "-", ok},
@@ -111,7 +131,9 @@ func TestKeyIsFreeAgain(t *testing.T) {
 func publishedIndex() *Index {
 	x := testIndex()
 	x.Nodes().OnAdd(published(1, "")(node("n1")), true)
-	x.Nodes().OnAdd(published(7, "")(node("n2")), true)
+	n2 := published(7, "")(node("n2"))
+	n2.Annotations[nextKeyAnnotation] = mesh.Key(bytes.Repeat([]byte{8}, 32)).String() + " 51821"
+	x.Nodes().OnAdd(n2, true)
 	return x
 }
 
@@ -123,7 +145,8 @@ func publish(t *testing.T, x *Index, sub string, now, before *corev1.Node) error
 
 // What is admitted, peers can read as they read everything.
 func FuzzPublished(f *testing.F) {
-	for _, s := range []string{"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=", "192.0.2.1:51820,[2001:db8::1]:51820", "[::ffff:192.0.2.1]:1", ",", ""} {
+	for _, s := range []string{"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=", "192.0.2.1:51820,[2001:db8::1]:51820", "[::ffff:192.0.2.1]:1", ",", "",
+		"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc= 51821", "51820 " + strings.Repeat("0a", 32), "+1 " + strings.Repeat("0A", 32)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -131,6 +154,20 @@ func FuzzPublished(f *testing.F) {
 		theirs, theirErr := mesh.ParseKey(text)
 		if good := theirErr == nil && !theirs.IsZero(); good != (err == nil) || good && mesh.Key(k) != theirs {
 			t.Errorf("key %q: %v, %v; peers read %v, %v", text, k, err, theirs, theirErr)
+		}
+		if next, err := parseNextKey(text); err == nil {
+			n := node("n1")
+			n.Annotations[nextKeyAnnotation] = text
+			if peer, err := kube.NodeOf(n); err != nil || peer.NextKey != mesh.Key(next) || peer.NextPort == 0 {
+				t.Errorf("next key %q: peers read %v at %d, %v", text, peer.NextKey, peer.NextPort, err)
+			}
+		}
+		if checkExchange(text) == nil {
+			n := node("n1")
+			n.Annotations[exchangeAnnotation] = text
+			if peer, err := kube.NodeOf(n); err != nil || peer.Exchange.Port == 0 {
+				t.Errorf("exchange %q: peers read %+v, %v", text, peer.Exchange, err)
+			}
 		}
 		if checkEndpoints(text) == nil {
 			n := node("n1")
@@ -144,7 +181,8 @@ func FuzzPublished(f *testing.F) {
 
 // The names are the ones peers read.
 func TestAnnotationNames(t *testing.T) {
-	if keyAnnotation != mesh.AnnotationPublicKey || endpointsAnnotation != mesh.AnnotationEndpoints {
-		t.Errorf("%s and %s, want %s and %s", keyAnnotation, endpointsAnnotation, mesh.AnnotationPublicKey, mesh.AnnotationEndpoints)
+	want := []string{mesh.AnnotationPublicKey, mesh.AnnotationEndpoints, mesh.AnnotationNextKey, mesh.AnnotationKeyExchange}
+	if !slices.Equal(publishedAnnotations, want) {
+		t.Errorf("%q, want %q", publishedAnnotations, want)
 	}
 }

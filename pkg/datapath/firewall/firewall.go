@@ -25,7 +25,7 @@ import (
 
 // Config is all the table holds.
 type Config struct {
-	// Device of the tunnels.
+	// Device of the tunnels. Whatever else begins with its name counts as one.
 	Device string
 	// PodLinks is what the names of the pods' host side links start with.
 	PodLinks string

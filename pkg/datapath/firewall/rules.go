@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"strings"
 
 	"github.com/google/nftables"
@@ -242,6 +243,20 @@ var (
 		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}}
 )
 
+// meshSource makes this node's mesh address the source. Not masquerade, where
+// there is an address: that kills connections whose route moves from one
+// device of ours to the other.
+func (f family) meshSource(addrs []netip.Addr) part {
+	for _, a := range addrs {
+		if familyOf(a) == f {
+			return part{fmt.Sprintf("snat %s to %s fully-random", f.ip(), a), []expr.Any{
+				&expr.Immediate{Register: reg, Data: a.AsSlice()},
+				&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.nfproto()), RegAddrMin: reg, FullyRandom: true}}}
+		}
+	}
+	return masquerade
+}
+
 // icmpv6 matches one type.
 func icmpv6(name string, typ byte) part {
 	return part{"icmpv6 type " + name, []expr.Any{
@@ -271,7 +286,7 @@ var families = []family{"4", "6"}
 
 // fixedChains are those that are always there, for a configuration.
 func fixedChains(cfg Config) []chain {
-	pods := cfg.PodLinks + "*"
+	pods, device := cfg.PodLinks+"*", cfg.Device+"*"
 	services := chain{name: "services"}
 	nodePorts := chain{name: "nodeports"}
 	pod := chain{name: "pod", rules: []rule{
@@ -286,28 +301,28 @@ func fixedChains(cfg Config) []chain {
 		rules: []rule{newRule("", iifname(pods), jump("pod"))}}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter,
 		rules: []rule{
-			newRule("fit the tunnel", oifname(cfg.Device), isTCP, isSYN, clampMSS),
-			newRule("fit the tunnel", iifname(cfg.Device), isTCP, isSYN, clampMSS)}}
+			newRule("fit the tunnel", oifname(device), isTCP, isSYN, clampMSS),
+			newRule("fit the tunnel", iifname(device), isTCP, isSYN, clampMSS)}}
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
 	source := chain{name: "source", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource}
 	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityNATDest}
 	for _, f := range families {
 		n := string(f)
 		raw.rules = append(raw.rules, newRule("pod source from the underlay",
-			f.is(), f.saddrIn("cluster"+n), iifnameNot(cfg.Device), iifnameNot(pods), iifnameNot("lo"), drop))
+			f.is(), f.saddrIn("cluster"+n), iifnameNot(device), iifnameNot(pods), iifnameNot("lo"), drop))
 		services.rules = append(services.rules, newRule("", f.is(), f.serviceMap("svc"+n)))
 		nodePorts.rules = append(nodePorts.rules, newRule("", f.is(), f.nodePortMap("svc"+n)))
 		fromNode.rules = append(fromNode.rules, newRule("not on loopback", f.is(), f.loopbackDest(), ret))
-		inClear := newRule("pod traffic in clear", f.is(), f.daddrIn("cluster"+n), oifnameNot(cfg.Device), oifnameNot(pods), oifnameNot("lo"), drop)
+		inClear := newRule("pod traffic in clear", f.is(), f.daddrIn("cluster"+n), oifnameNot(device), oifnameNot(pods), oifnameNot("lo"), drop)
 		refused := newRule("nobody behind this service address", f.is(), f.daddrIn("vip"+n), jump("refuse"))
 		refusedNet := newRule("no such service address", f.is(), f.daddrIn("svcnet"+n), jump("refuse"))
 		forward.rules = append(forward.rules, inClear, refused, refusedNet)
 		output.rules = append(output.rules, inClear, refused, refusedNet)
 		source.rules = append(source.rules,
-			newRule("peers take only our pods' range", f.is(), oifname(cfg.Device), f.saddrNotIn("own"+n), masquerade),
+			newRule("peers take only our pods' range", f.is(), oifname(device), f.saddrNotIn("own"+n), f.meshSource(cfg.MeshAddrs)),
 			newRule("to itself through a service", f.is(), iifname(pods), oifname(pods), f.hairpin()),
 			newRule("out of the cluster", f.is(), f.saddrIn("own"+n), f.daddrNotIn("cluster"+n),
-				oifnameNot(cfg.Device), oifnameNot(pods), oifnameNot("lo"), masquerade))
+				oifnameNot(device), oifnameNot(pods), oifnameNot("lo"), masquerade))
 	}
 	fromNode.rules = append(fromNode.rules, newRule("", jump("services")), newRule("", toUs, jump("nodeports")))
 	return []chain{

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,9 +27,10 @@ func dump[T any](f func() ([]T, error)) ([]T, error) {
 	}
 }
 
-func read(device string) (state, error) {
+func read(cfg Config) (state, error) {
+	device := cfg.Device
 	s := state{sysctls: map[string]string{}}
-	for _, c := range sysctls(Config{Device: device, Addrs: []netip.Addr{netip.IPv6Unspecified()}}) {
+	for _, c := range sysctls(Config{Device: device, Second: cfg.Second, Addrs: []netip.Addr{netip.IPv6Unspecified()}}) {
 		if b, err := os.ReadFile(c.path()); err == nil {
 			s.sysctls[c.path()] = strings.TrimSpace(string(b))
 		}
@@ -50,6 +52,15 @@ func read(device string) (state, error) {
 			}
 		}
 	}
+	if cfg.Second != "" {
+		link, err := netlink.LinkByName(cfg.Second)
+		if err == nil {
+			s.second = link.Attrs().Index
+		} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
+			return s, fmt.Errorf("look for link %s: %w", cfg.Second, err)
+		}
+	}
+	names := map[int]string{s.link: device, s.second: cfg.Second}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		filter := &netlink.Route{Protocol: mesh.RouteProtocol, Table: unix.RT_TABLE_UNSPEC}
 		routes, err := dump(func() ([]netlink.Route, error) {
@@ -59,7 +70,7 @@ func read(device string) (state, error) {
 			return s, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
-			if e, ok := fromKernel(r, s.link, device, family); ok {
+			if e, ok := fromKernel(r, names, family); ok {
 				s.routes = append(s.routes, e)
 			}
 		}
@@ -67,7 +78,7 @@ func read(device string) (state, error) {
 	return s, nil
 }
 
-func fromKernel(r netlink.Route, link int, device string, family int) (entry, bool) {
+func fromKernel(r netlink.Route, names map[int]string, family int) (entry, bool) {
 	e := entry{blackhole: r.Type == unix.RTN_BLACKHOLE, metric: r.Priority, mtu: r.MTU}
 	var ok bool
 	if e.dst, ok = prefix(r.Dst); !ok {
@@ -81,10 +92,7 @@ func fromKernel(r netlink.Route, link int, device string, family int) (entry, bo
 	}
 	if !e.blackhole { // the kernel says dev lo for IPv6 blackholes
 		e.link = r.LinkIndex
-		e.dev = device
-		if e.link != link {
-			e.dev = fmt.Sprintf("if%d", e.link)
-		}
+		e.dev = cmp.Or(names[e.link], fmt.Sprintf("if%d", e.link))
 	}
 	if r.Gw != nil {
 		e.odd += " via " + r.Gw.String()
@@ -189,7 +197,7 @@ func (o routeOp) del() error {
 		return err
 	}
 	for _, have := range routes {
-		e, _ := fromKernel(have, o.entry.link, o.entry.dev, family)
+		e, _ := fromKernel(have, map[int]string{o.entry.link: o.entry.dev}, family)
 		if e == o.entry {
 			return netlink.RouteDel(&have)
 		}

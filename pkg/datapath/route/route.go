@@ -30,7 +30,9 @@ type Config struct {
 	Device string
 	// Addrs on Device, each a /32 or /128.
 	Addrs []netip.Addr
-	// Routes into Device.
+	// Second device that carries no address, if there is one.
+	Second string
+	// Routes into Device, or into Second.
 	Routes []Route
 	// Floor are prefixes that must not leave the node another way: each gets
 	// a blackhole behind every other route to it.
@@ -44,6 +46,8 @@ type Route struct {
 	Src netip.Addr
 	// MTU of the path; 0 means the device's.
 	MTU int
+	// Second leads it into the second device.
+	Second bool
 }
 
 // ErrNoDevice: the floor stands, but the device does not exist yet.
@@ -52,7 +56,7 @@ var ErrNoDevice = errors.New("device does not exist")
 // Apply makes cfg so. Without the device it lays the floor and returns
 // ErrNoDevice.
 func Apply(cfg Config, log *slog.Logger) error {
-	actual, err := read(cfg.Device)
+	actual, err := read(cfg)
 	if err != nil {
 		return err
 	}
@@ -72,12 +76,15 @@ func Apply(cfg Config, log *slog.Logger) error {
 
 // Plan lists what Apply would do.
 func Plan(cfg Config) ([]string, error) {
-	actual, err := read(cfg.Device)
+	actual, err := read(cfg)
 	if err != nil {
 		return nil, err
 	}
 	if actual.link == 0 { // it will be there by then
 		actual.link = -1
+	}
+	if actual.second == 0 {
+		actual.second = -2
 	}
 	var lines []string
 	for _, op := range diff(cfg, actual) {
@@ -89,6 +96,7 @@ func Plan(cfg Config) ([]string, error) {
 // state is what the kernel has, as far as it is ours.
 type state struct {
 	link    int // index of the device; 0: none
+	second  int // index of the second one
 	up      bool
 	addrs   []netip.Prefix
 	routes  []entry
@@ -140,13 +148,16 @@ type key struct {
 func (e entry) key() key { return key{e.dst, e.metric} }
 
 // wanted lists the routes of cfg, in order.
-func wanted(cfg Config, link int) []entry {
+func wanted(cfg Config, have state) []entry {
 	var es []entry
 	for _, r := range cfg.Routes {
-		if link == 0 {
-			break
+		link, dev := have.link, cfg.Device
+		if r.Second {
+			link, dev = have.second, cfg.Second
 		}
-		es = append(es, entry{dst: r.Dst, link: link, dev: cfg.Device, src: r.Src, mtu: r.MTU, metric: deviceMetric(r.Dst)})
+		if link != 0 {
+			es = append(es, entry{dst: r.Dst, link: link, dev: dev, src: r.Src, mtu: r.MTU, metric: deviceMetric(r.Dst)})
+		}
 	}
 	for _, p := range cfg.Floor {
 		es = append(es, entry{dst: p, blackhole: true, metric: FloorMetric})
@@ -198,7 +209,7 @@ func diff(cfg Config, have state) []op {
 			goneAddrs = append(goneAddrs, addrOp{addr: p, dev: cfg.Device})
 		}
 	}
-	want := wanted(cfg, have.link)
+	want := wanted(cfg, have)
 	ours := map[key][]entry{}
 	for _, e := range have.routes {
 		ours[e.key()] = append(ours[e.key()], e)
@@ -250,6 +261,10 @@ func sysctls(cfg Config) []sysctl {
 		{"net/ipv4/conf/all/send_redirects", "0"},
 		{"net/ipv4/conf/" + cfg.Device + "/send_redirects", "0"},
 		{"net/ipv6/conf/" + cfg.Device + "/accept_ra", "0"},
+	}
+	if cfg.Second != "" {
+		s = append(s, sysctl{"net/ipv4/conf/" + cfg.Second + "/rp_filter", "2"}, sysctl{"net/ipv6/conf/" + cfg.Second + "/accept_ra", "0"},
+			sysctl{"net/ipv6/conf/" + cfg.Second + "/disable_ipv6", "0"})
 	}
 	if slices.ContainsFunc(cfg.Addrs, netip.Addr.Is6) {
 		s = append(s, sysctl{"net/ipv6/conf/" + cfg.Device + "/disable_ipv6", "0"},

@@ -55,7 +55,7 @@ func stateOf(dev *wgtypes.Device, link netlink.Link) state {
 		s.backend = Kernel
 	}
 	for _, p := range dev.Peers {
-		q := peer{keepalive: p.PersistentKeepaliveInterval, psk: p.PresharedKey != wgtypes.Key{}}
+		q := peer{keepalive: p.PersistentKeepaliveInterval, psk: Secret(p.PresharedKey)}
 		q.Handshake, q.Rx, q.Tx = p.LastHandshakeTime, p.ReceiveBytes, p.TransmitBytes
 		if q.Handshake.Unix() <= 0 {
 			q.Handshake = time.Time{}
@@ -100,9 +100,33 @@ func (o createOp) do(ctx context.Context, d *Device) error {
 	return d.spawn(ctx)
 }
 
-func (o identityOp) do(context.Context, *Device) error {
-	mark := 0
-	return configure(o.name, wgtypes.Config{PrivateKey: &o.key, ListenPort: &o.port, FirewallMark: &mark})
+func (o identityOp) do(_ context.Context, d *Device) error {
+	err := configure(o.name, wgtypes.Config{PrivateKey: o.key, ListenPort: o.port, FirewallMark: o.mark})
+	if err == nil && o.key != nil && o.old {
+		d.keyed = time.Now()
+	}
+	return err
+}
+
+// exists reports whether there is a link of the device's name.
+func (d *Device) exists() (bool, error) {
+	_, err := netlink.LinkByName(d.opts.Name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// do takes the link away; a userspace process ends with it.
+func (o deleteOp) do(context.Context, *Device) error {
+	link, err := netlink.LinkByName(o.name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return netlink.LinkDel(link)
 }
 
 func (o mtuOp) do(context.Context, *Device) error {
@@ -130,8 +154,8 @@ func (o peerOp) do(context.Context, *Device) error {
 	if o.endpoint.IsValid() {
 		p.Endpoint = net.UDPAddrFromAddrPort(o.endpoint)
 	}
-	if o.dropPSK {
-		p.PresharedKey = &wgtypes.Key{}
+	if o.psk != nil {
+		p.PresharedKey = (*wgtypes.Key)(o.psk)
 	}
 	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}})
 }

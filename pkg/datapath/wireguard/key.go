@@ -64,8 +64,12 @@ func makeKey(path string) (wgtypes.Key, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return key, fmt.Errorf("make private key: %w", err)
 	}
+	return key, writeKey(path, key)
+}
+
+func writeKey(path string, key wgtypes.Key) error {
 	if err := durable.WriteFile(path, []byte(key.String()+"\n"), 0o600); err != nil {
-		return key, fmt.Errorf("write private key: %w", err)
+		return fmt.Errorf("write private key: %w", err)
 	}
-	return key, nil
+	return nil
 }

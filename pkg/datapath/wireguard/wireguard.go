@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -54,7 +53,26 @@ type Peer struct {
 	AllowedIPs []netip.Prefix
 	// Keepalive 0 means none.
 	Keepalive time.Duration
+	// PSK is mixed into each handshake; zero: none.
+	PSK Secret
 }
+
+// Secret is a preshared key. It does not print.
+type Secret [32]byte
+
+// String hides the key.
+func (s Secret) String() string {
+	if s.IsZero() {
+		return "(none)"
+	}
+	return "(hidden)"
+}
+
+// GoString hides it from %#v as well.
+func (s Secret) GoString() string { return s.String() }
+
+// IsZero reports whether there is none.
+func (s Secret) IsZero() bool { return s == Secret{} }
 
 // Options of a Device. Name and StateDir are required.
 type Options struct {
@@ -71,16 +89,16 @@ type Options struct {
 // Device is one WireGuard device. Use New. Its methods may be called from any
 // goroutine.
 type Device struct {
-	opts     Options
-	key      wgtypes.Key
-	freshKey bool
-	setAside string
+	opts   Options
+	ring   *Ring
+	second bool
 
 	mu sync.Mutex
 	// wished endpoints as last applied, by peer.
 	wished map[mesh.Key]netip.AddrPort
 	// child is the userspace process we started, 0 if none or adopted.
 	child int
+	keyed time.Time
 }
 
 // New loads or makes the private key.
@@ -88,18 +106,62 @@ func New(opts Options) (*Device, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	key, fresh, setAside, err := loadKey(filepath.Join(opts.StateDir, "wireguard.key"))
+	ring, err := OpenRing(opts.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	return &Device{opts: opts, key: key, freshKey: fresh, setAside: setAside, wished: map[mesh.Key]netip.AddrPort{}}, nil
+	return &Device{opts: opts, ring: ring, wished: map[mesh.Key]netip.AddrPort{}}, nil
 }
 
-// PublicKey of this node.
-func (d *Device) PublicKey() mesh.Key { return mesh.Key(d.key.PublicKey()) }
+// Second is another device of the same node, which has the next key while the
+// node changes its key.
+func (d *Device) Second(name string) *Device {
+	opts := d.opts
+	opts.Name = name
+	return &Device{opts: opts, ring: d.ring, second: true, wished: map[mesh.Key]netip.AddrPort{}}
+}
+
+// Ring of the node's private keys.
+func (d *Device) Ring() *Ring { return d.ring }
+
+// PublicKey of the device.
+func (d *Device) PublicKey() mesh.Key { return mesh.Key(d.ring.secret(d.second).PublicKey()) }
 
 // CorruptKey is where a corrupt private key file was put, or empty.
-func (d *Device) CorruptKey() string { return d.setAside }
+func (d *Device) CorruptKey() string { return d.ring.SetAside() }
+
+// Keyed is when this process set the private key of a device that was there
+// already; zero if it did not. Sessions made before it are dead.
+func (d *Device) Keyed() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.keyed
+}
+
+// Remove takes the device away, if it is there.
+func (d *Device) Remove(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	op := deleteOp{d.opts.Name}
+	there, err := d.exists()
+	if err != nil || !there {
+		return err
+	}
+	if err := op.do(ctx, d); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	clear(d.wished)
+	d.opts.Log.Info("wireguard", "did", op.String())
+	return nil
+}
+
+// PlanRemove lists what Remove would do.
+func (d *Device) PlanRemove() ([]string, error) {
+	if there, err := d.exists(); err != nil || !there {
+		return nil, err
+	}
+	return []string{deleteOp{d.opts.Name}.String()}, nil
+}
 
 // Apply makes cfg so.
 func (d *Device) Apply(ctx context.Context, cfg Config) error {
@@ -194,7 +256,7 @@ type peer struct {
 	Stats
 	allowed   []netip.Prefix
 	keepalive time.Duration
-	psk       bool
+	psk       Secret
 }
 
 // op is one change, printed as the command a person would type. When a vital
@@ -215,7 +277,7 @@ func (d *Device) diff(cfg Config, have state, now time.Time) []op {
 		}
 	}
 	ops = append(ops, d.unset(cfg, have)...)
-	if have.backend == "" && (!d.freshKey || len(d.wished) > 0) {
+	if have.backend == "" && (!d.ring.Fresh() || len(d.wished) > 0) {
 		// The others may still use the sessions of the device that died. They
 		// cannot when they never heard of our key, and then a handshake would
 		// only be lost and be in the way of the next for five seconds.
@@ -239,8 +301,8 @@ func (d *Device) setDevice(cfg Config, have state) (ops []op) {
 	if fresh {
 		ops = append(ops, createOp{name: name, mtu: cfg.MTU, spawn: d.opts.SpawnUserspace})
 	}
-	if fresh || have.key != d.key || have.port != cfg.ListenPort || have.mark != 0 {
-		ops = append(ops, identityOp{name: name, key: d.key, port: cfg.ListenPort})
+	if op := d.setIdentity(cfg, have); op != nil {
+		ops = append(ops, *op)
 	}
 	if fresh || have.mtu != cfg.MTU {
 		ops = append(ops, mtuOp{name, cfg.MTU})
@@ -249,6 +311,28 @@ func (d *Device) setDevice(cfg Config, have state) (ops []op) {
 		ops = append(ops, upOp{name})
 	}
 	return ops
+}
+
+// setIdentity names only what differs: a userspace device binds its socket
+// anew for a port it is told, even if it is the one it has.
+func (d *Device) setIdentity(cfg Config, have state) *identityOp {
+	op, differs := identityOp{name: d.opts.Name, file: currentFile}, false
+	if d.second && d.ring.Keys().Stage() != Steady {
+		op.file = nextFile
+	}
+	if key := d.ring.secret(d.second); have.key != key {
+		op.key, op.old, differs = &key, have.backend != "", true
+	}
+	if have.port != cfg.ListenPort {
+		op.port, differs = &cfg.ListenPort, true
+	}
+	if have.mark != 0 {
+		op.mark, differs = new(int), true
+	}
+	if !differs {
+		return nil
+	}
+	return &op
 }
 
 // unset takes away allowed IPs and peers nobody wants.
@@ -299,8 +383,10 @@ func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
 	if p.Keepalive != old.keepalive {
 		op.keepalive = &p.Keepalive
 	}
-	op.dropPSK = old.psk
-	if known && !op.endpoint.IsValid() && len(op.allow) == 0 && op.keepalive == nil && !op.dropPSK {
+	if p.PSK != old.psk {
+		op.psk = &p.PSK
+	}
+	if known && !op.endpoint.IsValid() && len(op.allow) == 0 && op.keepalive == nil && op.psk == nil {
 		return nil
 	}
 	return &op
@@ -330,16 +416,34 @@ func (o createOp) String() string {
 	return s
 }
 
+// identityOp sets the private key, the port or the mark of the device. An old
+// device had another key before.
 type identityOp struct {
-	name string
-	key  wgtypes.Key
-	port int
+	name, file string
+	key        *wgtypes.Key
+	port, mark *int
+	old        bool
 }
 
 func (o identityOp) vital() bool { return true }
 func (o identityOp) String() string {
-	return fmt.Sprintf("wg set %s private-key wireguard.key listen-port %d fwmark 0", o.name, o.port)
+	s := "wg set " + o.name
+	if o.key != nil {
+		s += " private-key " + o.file
+	}
+	if o.port != nil {
+		s += fmt.Sprintf(" listen-port %d", *o.port)
+	}
+	if o.mark != nil {
+		s += fmt.Sprintf(" fwmark %d", *o.mark)
+	}
+	return s
 }
+
+type deleteOp struct{ name string }
+
+func (o deleteOp) vital() bool    { return true }
+func (o deleteOp) String() string { return "ip link del " + o.name }
 
 type mtuOp struct {
 	name string
@@ -362,14 +466,18 @@ type peerOp struct {
 	endpoint   netip.AddrPort
 	allow      []netip.Prefix
 	keepalive  *time.Duration
-	dropPSK    bool
+	psk        *Secret
 }
 
 func (o peerOp) vital() bool { return false }
 func (o peerOp) String() string {
 	s := fmt.Sprintf("wg set %s peer %s", o.name, o.key)
-	if o.dropPSK {
+	switch {
+	case o.psk == nil:
+	case o.psk.IsZero():
 		s += " preshared-key /dev/null"
+	default:
+		s += " preshared-key (hidden)"
 	}
 	if o.endpoint.IsValid() {
 		s += " endpoint " + o.endpoint.String()

@@ -135,7 +135,7 @@ func TestApply(t *testing.T) {
 	exe, _ := os.Executable()
 	want := strings.NewReplacer("EXE", exe, "KEY2", b64(2), "KEY3", b64(3)).Replace(`
 ip link add wga type wireguard || EXE wireguard wga &
-wg set wga private-key wireguard.key listen-port 51820 fwmark 0
+wg set wga private-key wireguard.key listen-port 51820
 ip link set wga mtu 1420
 ip link set wga up
 wg set wga peer KEY2 endpoint 192.0.2.2:51820 allowed-ips +10.244.2.0/24,+fd00:10:244:2::/64 # node2
@@ -191,7 +191,7 @@ wg set wgb peer KEY3 remove`},
 		{"an endpoint moves", func(c *wireguard.Config) { c.Peers[0].Endpoint = netip.MustParseAddrPort("[2001:db8::2]:51820") },
 			"wg set wgb peer KEY2 endpoint [2001:db8::2]:51820 # node2"},
 		{"keepalive, port, MTU", func(c *wireguard.Config) { c.Peers[0].Keepalive, c.ListenPort, c.MTU = 25*time.Second, 51821, 8920 },
-			`wg set wgb private-key wireguard.key listen-port 51821 fwmark 0
+			`wg set wgb listen-port 51821
 ip link set wgb mtu 8920
 wg set wgb peer KEY2 persistent-keepalive 25 # node2`},
 	} {
