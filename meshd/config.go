@@ -59,19 +59,27 @@ type serverConfig struct {
 	podCIDRs, serviceCIDRs []netip.Prefix
 }
 
+// flags of a machine that runs its pods itself.
 func (c *nodeConfig) flags(f *pflag.FlagSet) {
+	c.networkFlags(f)
+	f.StringToStringVar(&c.NodeLabels, "node-label", nil, "labels of the Node object, key=value")
+	f.StringVar(&c.CRI, "cri-socket", "", "socket of the container runtime (default the first found of containerd's and CRI-O's)")
+	f.IntVar(&c.AgentPort, "agent-port", 10250, "TCP port on which the API server reaches this node for logs and exec")
+	f.Lookup("cni-conf-dir").Usage += " (default what it says itself)"
+	f.Lookup("cni-bin-dir").Usage += " (default what it says itself)"
+}
+
+// networkFlags are those of every machine.
+func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.String("config", "", "YAML file of flags by name (default "+defaultConfigFile+" if it exists)")
 	f.StringVar(&c.NodeName, "node-name", "", "name of this node (default the host name)")
 	f.StringSliceVar(&c.NodeIPs, "node-ip", nil, "addresses by which the other machines reach this one, preferred first (default the one of the default route)")
-	f.StringToStringVar(&c.NodeLabels, "node-label", nil, "labels of the Node object, key=value")
 	f.StringVar(&c.DataDir, "data-dir", "/var/lib/meshd", "folder of all state")
 	f.StringVar(&c.RunDir, "run-dir", "/run/meshd", "folder of sockets")
-	f.StringVar(&c.CRI, "cri-socket", "", "socket of the container runtime (default the first found of containerd's and CRI-O's)")
-	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "folder the container runtime reads network configurations from (default what it says itself)")
-	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "", "folder the container runtime runs CNI plugins from (default what it says itself)")
+	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "folder the container runtime reads network configurations from")
+	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "", "folder the container runtime runs CNI plugins from")
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "", "our CNI plugin, to be installed there (default the file mesh beside this program)")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
-	f.IntVar(&c.AgentPort, "agent-port", 10250, "TCP port on which the API server reaches this node for logs and exec")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -168,22 +176,11 @@ func flagNames(flags *pflag.FlagSet) (names []string) {
 
 // complete fills in what depends on the machine and checks everything.
 func (c *nodeConfig) complete() error {
-	if c.NodeName == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return fmt.Errorf("node name: %w; give --node-name", err)
-		}
-		c.NodeName = strings.ToLower(host)
+	if err := c.completeNetwork(); err != nil {
+		return err
 	}
 	if errs := validation.IsDNS1123Label(c.NodeName); len(errs) > 0 {
 		return fmt.Errorf("node name %q: %s; give another --node-name", c.NodeName, strings.Join(errs, "; "))
-	}
-	for _, text := range c.NodeIPs {
-		addr, err := netip.ParseAddr(text)
-		if err != nil {
-			return fmt.Errorf("--node-ip %q: want an IPv4 or IPv6 address: %w", text, err)
-		}
-		c.addrs = append(c.addrs, addr.Unmap())
 	}
 	if len(c.addrs) == 0 {
 		addr, err := defaultAddress()
@@ -192,13 +189,36 @@ func (c *nodeConfig) complete() error {
 		}
 		c.addrs = []netip.Addr{addr}
 	}
-	if c.ListenPort < 1 || c.ListenPort > 65535 || c.AgentPort < 1 || c.AgentPort > 65535 {
-		return errors.New("--listen-port and --agent-port: want 1 to 65535")
+	if c.AgentPort < 1 || c.AgentPort > 65535 {
+		return fmt.Errorf("--agent-port %d: want 1 to 65535", c.AgentPort)
 	}
 	if c.CRI == "" {
 		c.CRI = findCRI()
 	}
-	c.CRI = strings.TrimPrefix(c.CRI, "unix://")
+	var err error
+	c.CRI, err = filepath.Abs(strings.TrimPrefix(c.CRI, "unix://"))
+	return err
+}
+
+// completeNetwork does so for the settings every machine has.
+func (c *nodeConfig) completeNetwork() error {
+	if c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("node name: %w; give --node-name", err)
+		}
+		c.NodeName = strings.ToLower(host)
+	}
+	for _, text := range c.NodeIPs {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("--node-ip %q: want an IPv4 or IPv6 address: %w", text, err)
+		}
+		c.addrs = append(c.addrs, addr.Unmap())
+	}
+	if c.ListenPort < 1 || c.ListenPort > 65535 {
+		return fmt.Errorf("--listen-port %d: want 1 to 65535", c.ListenPort)
+	}
 	if c.CNIPlugin == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -206,7 +226,7 @@ func (c *nodeConfig) complete() error {
 		}
 		c.CNIPlugin = filepath.Join(filepath.Dir(self), "mesh")
 	}
-	for _, dir := range []*string{&c.DataDir, &c.RunDir, &c.CRI} {
+	for _, dir := range []*string{&c.DataDir, &c.RunDir} {
 		abs, err := filepath.Abs(*dir)
 		if err != nil {
 			return err

@@ -90,7 +90,7 @@ func runJoin(ctx context.Context, cfg nodeConfig, server, token string) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	n.run(ctx, group)
-	log.Info("meshd node runs", "node", cfg.NodeName, "server", n.cluster.Servers[0])
+	log.Info("meshd node runs", "node", cfg.NodeName, "server", n.client.Host)
 	notifyReady()
 	return group.Wait()
 }

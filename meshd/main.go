@@ -1,6 +1,7 @@
 // Meshd is the daemon of a node: `meshd server` on the first machine of a
-// cluster, `meshd join` on each other one, `meshd wireguard` for the process
-// that carries a node's tunnels where the kernel has no WireGuard.
+// cluster, `meshd join` on each other one, `meshd agent` on every node of an
+// existing Kubernetes, `meshd wireguard` for the process that carries a node's
+// tunnels where the kernel has no WireGuard.
 //
 // Main is wiring: flags and the configuration file are read once into a
 // Config, the parts are built in the order they depend on each other, and run
@@ -59,6 +60,7 @@ service names on every machine, and runs pods where there is no Kubernetes.
   meshd server                      on the first machine
   meshctl token create              there, for each machine that is to join
   meshd join HOST --token TOKEN     on each other machine
+  meshd agent                       on each node of an existing Kubernetes: manifests/
   meshctl status                    anywhere: what is up, what is not, why, what to do
 
 Every flag may stand in /etc/meshd/config.yaml under its own name instead
@@ -67,6 +69,6 @@ Every flag may stand in /etc/meshd/config.yaml under its own name instead
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(serverCommand(), joinCommand(), wireguardCommand())
+	root.AddCommand(serverCommand(), joinCommand(), agentCommand(), wireguardCommand())
 	return root
 }

@@ -38,13 +38,12 @@ const (
 	publishResync = 30 * time.Second
 )
 
-// node is the parts every machine of a cluster runs, whatever its role:
-// cluster state, datapath, names, pods, and the board that says how they fare.
+// node is the parts of a machine, whatever its role: cluster state, datapath,
+// names, pods, and the board that says how they fare.
 type node struct {
 	cfg     nodeConfig
 	role    string
-	creds   join.Credentials
-	cluster join.Cluster
+	cluster ranges
 	client  *rest.Config
 	log     *slog.Logger
 	board   *status.Board
@@ -55,63 +54,87 @@ type node struct {
 	datapath *datapath.Datapath
 	index    *index.Index
 	dns      *coredns.Server
-	agent    *agent.Agent
+
+	// creds and agent are those of a machine that joined; guest is the rest of
+	// one whose pods a kubelet runs.
+	creds join.Credentials
+	agent *agent.Agent
+	guest *guest
+}
+
+// ranges is what is the same on every machine of the cluster. Ranges that are
+// not known beforehand are read from the cluster's objects.
+type ranges struct {
+	pods, services []netip.Prefix
+	domain         string
 }
 
 // newNode builds the parts of a machine that has joined.
 func newNode(cfg nodeConfig, role string, log *slog.Logger) (*node, error) {
 	n := &node{cfg: cfg, role: role, log: log, board: &status.Board{}, started: time.Now(),
 		creds: join.Credentials{Dir: cfg.state("node")}}
-	var err error
-	if n.cluster, err = n.creds.Cluster(); err != nil {
+	said, err := n.creds.Cluster()
+	if err != nil {
 		return nil, err
 	}
+	if n.cluster.pods, err = prefixes("pod CIDRs of the cluster", said.PodCIDRs); err != nil {
+		return nil, err
+	}
+	if n.cluster.services, err = prefixes("service CIDRs of the cluster", said.ServiceCIDRs); err != nil {
+		return nil, err
+	}
+	n.cluster.domain = said.ClusterDomain
 	if n.client, err = n.creds.Config(); err != nil {
 		return nil, err
 	}
+	return n, n.build(n.newDatapath, n.newDNS, n.newAgent)
+}
+
+// build makes the window on the cluster, and then the parts that look through
+// it.
+func (n *node) build(parts ...func() error) error {
 	n.client.QPS, n.client.Burst = 100, 200
 	n.client.UserAgent = "meshd/" + version()
 	kube.Patient(n.client)
+	var err error
 	if n.api, err = kubernetes.NewForConfig(n.client); err != nil {
-		return nil, err
+		return err
 	}
-	n.window = kube.New(kube.Config{Client: n.api, CacheFile: cfg.state("node", "state.json"), Board: n.board, Log: log.With("part", "kube")})
-	for _, build := range []func() error{n.newDatapath, n.newDNS, n.newAgent} {
+	n.window = kube.New(kube.Config{
+		Client: n.api, CacheFile: n.cfg.state("node", "state.json"), ServiceCIDRs: n.guest != nil,
+		Board: n.board, Log: n.log.With("part", "kube"),
+	})
+	for _, build := range parts {
 		if err := build(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return n, nil
+	return nil
 }
 
 func (n *node) newDatapath() error {
-	pods, err := prefixes("pod CIDRs of the cluster", n.cluster.PodCIDRs)
-	if err != nil {
-		return err
-	}
-	services, err := prefixes("service CIDRs of the cluster", n.cluster.ServiceCIDRs)
-	if err != nil {
-		return err
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	n.datapath, err = datapath.New(datapath.Config{
+	cfg := datapath.Config{
 		Node:           n.cfg.NodeName,
 		StateDir:       n.cfg.state("node"),
 		RunDir:         n.cfg.RunDir,
 		ListenPort:     n.cfg.ListenPort,
 		Services:       true,
-		PodCIDRs:       pods,
-		ServiceCIDRs:   services,
+		PodCIDRs:       n.cluster.pods,
+		ServiceCIDRs:   n.cluster.services,
 		SpawnUserspace: []string{self, "wireguard"},
 		Source:         n.window,
 		OnReady:        n.networkReady,
 		Board:          n.board,
 		Log:            n.log.With("part", "datapath"),
-	})
-	if err != nil {
+	}
+	if n.guest != nil {
+		n.guest.fit(&cfg)
+	}
+	if n.datapath, err = datapath.New(cfg); err != nil {
 		return err
 	}
 	n.window.Subscribe(n.datapath.Kick)
@@ -149,7 +172,7 @@ func (n *node) installNetwork(net datapath.Network) error {
 // else the usual ones.
 func (n *node) cniFolders() (conf, bin string, err error) {
 	conf, bin = n.cfg.CNIConfDir, n.cfg.CNIBinDir
-	if conf != "" && bin != "" {
+	if conf != "" && bin != "" || n.guest != nil {
 		return conf, bin, nil
 	}
 	saidConf, saidBin, err := runtime.CNIFolders(context.Background(), n.cfg.CRI)
@@ -169,29 +192,30 @@ func meshAddrs(podCIDRs []netip.Prefix) []netip.Addr {
 
 func (n *node) newDNS() error {
 	var err error
-	if n.index, err = index.New(index.Config{Zone: n.cluster.ClusterDomain}); err != nil {
+	if n.index, err = index.New(index.Config{Zone: n.cluster.domain}); err != nil {
 		return err
 	}
-	n.window.Subscribe(n.names)
-	clients, err := prefixes("pod CIDRs of the cluster", n.cluster.PodCIDRs)
-	if err != nil {
-		return err
-	}
-	cfg := coredns.Config{Zone: n.cluster.ClusterDomain, Index: n.index, Clients: clients, Board: n.board, Log: n.log.With("part", "dns")}
+	cfg := coredns.Config{Zone: n.cluster.domain, Index: n.index, Clients: n.cluster.pods, Board: n.board, Log: n.log.With("part", "dns")}
 	if n.cfg.ResolvConf != "" {
 		cfg.ResolvConf = []string{n.cfg.ResolvConf}
 	}
 	if n.dns, err = coredns.New(cfg); err != nil {
 		return err
 	}
+	n.window.Subscribe(n.names)
 	n.names() // what the disk knows
 	return nil
 }
 
 // names gives the resolver the newest state.
 func (n *node) names() {
-	if state := n.window.State(); state != nil {
-		n.index.Apply(state)
+	state := n.window.State()
+	if state == nil {
+		return
+	}
+	n.index.Apply(state)
+	if n.guest != nil {
+		n.dns.SetClients(n.guest.podCIDRs(state))
 	}
 }
 
@@ -209,7 +233,7 @@ func (n *node) newAgent() error {
 		ServingKey:    n.creds.Key(),
 		ClientCA:      n.creds.CA(),
 		ClusterDNS:    n.resolvers,
-		ClusterDomain: n.cluster.ClusterDomain,
+		ClusterDomain: n.cluster.domain,
 		Board:         n.board,
 		Log:           n.log.With("part", "agent"),
 	})
@@ -235,16 +259,21 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		},
 	})
 	n.window.Subscribe(publish.Kick)
-	for name, part := range map[string]func(context.Context) error{
+	parts := map[string]func(context.Context) error{
 		"kube":     n.window.Run,
 		"datapath": n.datapath.Run,
 		"dns":      n.dns.Run,
-		"agent":    n.agent.Run,
 		"publish":  publish.Run,
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
-		"renew":    every(renewInterval, n.renew),
-	} {
+	}
+	if n.guest != nil {
+		parts["cluster"] = every(publishResync, n.guest.check)
+	} else {
+		parts["agent"] = n.agent.Run
+		parts["renew"] = every(renewInterval, n.renew)
+	}
+	for name, part := range parts {
 		group.Go(func() error {
 			if err := part(ctx); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -255,13 +284,13 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 }
 
 // publish tells the peers our key and where to reach us, and waits quietly
-// for the agent to register the node first.
+// for the node to be registered first.
 func (n *node) publish(ctx context.Context) error {
-	var endpoints []netip.AddrPort
-	for _, a := range n.cfg.addrs {
-		endpoints = append(endpoints, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
+	record := kube.Record{PublicKey: n.datapath.PublicKey()}
+	for _, a := range n.addresses() {
+		record.Endpoints = append(record.Endpoints, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
 	}
-	return kube.Publish(ctx, n.api, n.cfg.NodeName, kube.Record{PublicKey: n.datapath.PublicKey(), Endpoints: endpoints})
+	return kube.Publish(ctx, n.api, n.cfg.NodeName, record)
 }
 
 // sweep gives back what pods left behind that are no more.

@@ -11,6 +11,7 @@ import (
 const (
 	roleServer = "server"
 	roleAgent  = "node"
+	roleGuest  = "agent" // of a Kubernetes cluster somebody else runs
 )
 
 // release is set by the linker.

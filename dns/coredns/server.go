@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -51,7 +52,7 @@ type Config struct {
 	NoPods bool
 
 	// Clients are the networks that may ask; others get no answer. All may
-	// when it is empty.
+	// when it is empty. SetClients changes them.
 	Clients []netip.Prefix
 
 	Board *status.Board
@@ -77,6 +78,9 @@ type Server struct {
 	mu     sync.RWMutex
 	listen []netip.Addr
 	chain  *chain // answers what the index alone cannot; nil before Run
+
+	// clients are the networks that may ask; never nil.
+	clients atomic.Pointer[[]netip.Prefix]
 
 	closing sync.WaitGroup // chains that were replaced
 
@@ -126,7 +130,14 @@ func New(c Config) (*Server, error) {
 		Name: "dns", Do: s.reconcile, Resync: 3 * time.Second, Log: c.Log,
 	})
 	s.SetListen(c.Listen)
+	s.SetClients(c.Clients)
 	return s, nil
+}
+
+// SetClients lets networks ask and no others; all when it is empty.
+func (s *Server) SetClients(networks []netip.Prefix) {
+	networks = slices.Clone(networks)
+	s.clients.Store(&networks)
 }
 
 // SetListen makes the server answer on addrs and on no others. Addresses that
@@ -141,11 +152,12 @@ func (s *Server) SetListen(addrs []netip.Addr) {
 
 // serves reports whether a client may ask.
 func (s *Server) serves(a netip.Addr) bool {
-	if len(s.cfg.Clients) == 0 {
+	networks := *s.clients.Load()
+	if len(networks) == 0 {
 		return true
 	}
 	a = a.Unmap().WithZone("")
-	return slices.ContainsFunc(s.cfg.Clients, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 func (s *Server) wanted() []netip.Addr {

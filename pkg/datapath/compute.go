@@ -18,7 +18,8 @@ type Options struct {
 	Device     string
 	ListenPort int
 	Services   bool
-	// ServiceCIDRs and PodCIDRs of the whole cluster; may be empty.
+	// ServiceCIDRs and PodCIDRs of the whole cluster; empty: what the state
+	// says.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
 	Keepalive              time.Duration
 	// PathMTU of the underlay route to an address; 0: no route.
@@ -57,7 +58,17 @@ type Problem struct {
 func Compute(state *mesh.State, self string, opts Options) (Wish, error) {
 	me, _ := state.Node(self) // not there yet: a node without pod CIDRs
 	c := computation{opts: opts, me: me, self: self}
+	if len(opts.ServiceCIDRs) == 0 {
+		c.opts.ServiceCIDRs = state.ServiceCIDRs
+	}
 	c.ranges(state)
+	for _, s := range c.opts.ServiceCIDRs {
+		for _, p := range c.cluster {
+			if s.Overlaps(p) {
+				return Wish{}, fmt.Errorf("pod CIDR %s and service CIDR %s overlap: an address in both cannot be told apart", p, s)
+			}
+		}
+	}
 	for _, a := range me.Addresses {
 		if p, ok := covering(c.cluster, a); ok {
 			return Wish{}, fmt.Errorf("pod CIDR %s contains %s, the address of this node: choose pod CIDRs outside the machines' own network", p, a)

@@ -52,9 +52,13 @@ type Config struct {
 	ListenPort int
 	// Services makes this node translate service addresses.
 	Services bool
+	// Yield, when set, names who else translates service addresses on this
+	// machine; empty: nobody. Where somebody does, this node does not. See
+	// OtherProxy.
+	Yield func() (string, error)
 	// ServiceCIDRs, when known, are routed to Device so that service
 	// addresses work on nodes without a default route and never leave in
-	// clear. Optional.
+	// clear. Empty: those of the state.
 	ServiceCIDRs []netip.Prefix
 	// PodCIDRs of the whole cluster; empty: the union of the nodes'.
 	PodCIDRs []netip.Prefix
@@ -112,6 +116,8 @@ type Datapath struct {
 	toldOnce bool
 	checks   map[string]bool // tunnel checks on the board
 	timer    *time.Timer     // of the second look for flows
+
+	other other
 }
 
 // resync is the longest time until something is noticed of which the kernel
@@ -181,7 +187,7 @@ func (d *Datapath) wish(m *memo, skip map[string]int) (Wish, error) {
 		return Wish{}, errNoState
 	}
 	return Compute(state, d.cfg.Node, Options{
-		Device: d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services,
+		Device: d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device),

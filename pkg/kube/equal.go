@@ -8,6 +8,7 @@ import (
 
 func same(a, b *mesh.State) bool {
 	return a != nil && slices.Equal(a.Services, b.Services) && slices.Equal(a.Namespaces, b.Namespaces) &&
+		slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) &&
 		slices.EqualFunc(a.Nodes, b.Nodes, equalNode)
 }
 

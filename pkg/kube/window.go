@@ -22,6 +22,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -38,8 +39,12 @@ type Config struct {
 	Client kubernetes.Interface
 	// CacheFile keeps the last State; empty for none.
 	CacheFile string
-	Board     *status.Board
-	Log       *slog.Logger
+	// ServiceCIDRs has State tell the ranges of service addresses, from the
+	// cluster's ServiceCIDR objects (networking.k8s.io/v1, Kubernetes 1.33 or
+	// newer) or else from the services there are.
+	ServiceCIDRs bool
+	Board        *status.Board
+	Log          *slog.Logger
 }
 
 // Window on cluster state. Use New.
@@ -47,8 +52,11 @@ type Window struct {
 	cfg   Config
 	state atomic.Pointer[mesh.State]
 	loop  *reconcile.Loop
+	// synced: everything was listed once.
+	synced atomic.Bool
 
 	nodes, services, slices, namespaces cache.SharedIndexInformer
+	cidrs                               cache.SharedIndexInformer // nil where the API has none
 
 	mu          sync.Mutex
 	subscribers []func()
@@ -99,13 +107,17 @@ func (w *Window) Run(ctx context.Context) error {
 	if err := w.listen(); err != nil {
 		return err
 	}
+	w.cfg.Board.Fail("kube/sync", "the Kubernetes API has not answered yet", apiAway)
 	factory.Start(ctx.Done())
 	defer factory.Shutdown()
-	w.cfg.Board.Fail("kube/sync", "the Kubernetes API has not answered yet", "is the server up and reachable? `meshctl kubectl get nodes` on it")
 	if !cache.WaitForCacheSync(ctx.Done(), w.nodes.HasSynced, w.services.HasSynced, w.slices.HasSynced, w.namespaces.HasSynced) {
 		return nil
 	}
+	w.synced.Store(true)
 	w.cfg.Board.OK("kube/sync")
+	if err := w.watchServiceCIDRs(ctx, factory); err != nil {
+		return err
+	}
 	w.allDirty()
 	saved := make(chan struct{})
 	go func() { defer close(saved); w.save(ctx) }()
@@ -121,8 +133,26 @@ func (w *Window) listen() error {
 		if _, err := informer.AddEventHandler(h); err != nil {
 			return err
 		}
+		if err := informer.SetWatchErrorHandlerWithContext(w.refused); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+const apiAway = "is the server up and reachable? `meshctl kubectl get nodes` on it"
+
+// refused says why nothing is known yet. Once everything was listed, the
+// library's retries are nobody's business: what is known stays good.
+func (w *Window) refused(_ context.Context, _ *cache.Reflector, err error) {
+	if w.synced.Load() {
+		return
+	}
+	next := apiAway
+	if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+		next = "these credentials lack a right: compare with the ClusterRole in manifests/base/rbac.yaml"
+	}
+	w.cfg.Board.Report("kube/sync", err, next)
 }
 
 func handler(f func(any)) cache.ResourceEventHandler {
@@ -203,6 +233,7 @@ func (w *Window) rebuild(context.Context) error {
 		errs = append(errs, err)
 	}
 	slices.SortFunc(state.Nodes, func(a, b mesh.Node) int { return cmp.Compare(a.Name, b.Name) })
+	state.ServiceCIDRs = w.serviceCIDRs(state)
 	state.Namespaces = slices.Sorted(slices.Values(w.namespaces.GetStore().ListKeys()))
 	w.cfg.Board.Report("kube/objects", errors.Join(errs...), "correct the object named; what could be read of it is in use")
 	if same(w.state.Load(), state) {

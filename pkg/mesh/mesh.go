@@ -184,6 +184,9 @@ type State struct {
 	Services []*Service
 	// Namespaces sorted.
 	Namespaces []string
+	// ServiceCIDRs are the ranges the cluster gives service addresses from,
+	// sorted; empty where nobody asks the cluster for them.
+	ServiceCIDRs []netip.Prefix
 }
 
 // Node finds a node by name.

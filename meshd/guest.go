@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"meshd.dev/pkg/datapath"
+	"meshd.dev/pkg/kube"
+	"meshd.dev/pkg/mesh"
+)
+
+// guest is what a node does in a Kubernetes cluster that somebody else runs,
+// beyond what every node does.
+type guest struct {
+	node *node
+	cfg  agentConfig
+}
+
+// fit changes what the datapath of such a node does otherwise.
+func (g *guest) fit(cfg *datapath.Config) {
+	cfg.Services = g.cfg.Services != "off"
+	if g.cfg.Services == "auto" {
+		cfg.Yield = datapath.OtherProxy
+	}
+	if !g.cfg.SpawnUserspace {
+		cfg.SpawnUserspace = nil
+	}
+}
+
+// podCIDRs of the whole cluster, as the flag or the nodes say. They may ask
+// this node's resolver, and so may this machine itself.
+func (g *guest) podCIDRs(state *mesh.State) []netip.Prefix {
+	if len(g.cfg.podCIDRs) > 0 {
+		return g.cfg.podCIDRs
+	}
+	all := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")} // never empty: that would be everybody
+	for _, n := range state.Nodes {
+		all = append(all, n.PodCIDRs...)
+	}
+	return all
+}
+
+// addresses of this machine on the underlay: those of the flag, or the Node
+// object's.
+func (n *node) addresses() []netip.Addr {
+	if len(n.cfg.addrs) > 0 {
+		return n.cfg.addrs
+	}
+	if state := n.window.State(); state != nil {
+		self, _ := state.Node(n.cfg.NodeName)
+		return self.Addresses
+	}
+	return nil
+}
+
+// check looks at what the cluster must give this node, and tells the cluster
+// how its network does.
+func (g *guest) check(ctx context.Context) {
+	g.checkPodCIDRs()
+	g.look(g.cfg.CNIConfDir)
+	err := g.node.window.PublishNetwork(ctx, g.node.cfg.NodeName, g.network())
+	g.node.board.Report("kube/condition", err, "Kubernetes may keep pods away from this node; may these credentials patch nodes/status?")
+}
+
+// checkPodCIDRs: without them no pod can be attached here, and the one who
+// gives them is the cluster.
+func (g *guest) checkPodCIDRs() {
+	state := g.node.window.State()
+	if state == nil {
+		return // kube/sync says why
+	}
+	self, ok := state.Node(g.cfg.NodeName)
+	switch {
+	case !ok:
+		g.node.board.Fail("kube/node", fmt.Sprintf("the cluster has no Node %q", g.cfg.NodeName),
+			"give the name of this machine's Node object as --node-name; `kubectl get nodes` lists them")
+	case len(self.PodCIDRs) == 0:
+		g.node.board.Fail("kube/node", fmt.Sprintf("Node %s has no spec.podCIDRs: this cluster gives its nodes no pod ranges, so no pod can be attached here", g.cfg.NodeName),
+			"start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr=RANGE (kubeadm: networking.podSubnet)")
+	default:
+		g.node.board.OK("kube/node")
+	}
+}
+
+// look names a network configuration that the container runtime prefers to
+// ours: it takes the first by name.
+func (g *guest) look(confDir string) {
+	entries, err := os.ReadDir(confDir)
+	if err != nil {
+		g.node.board.Report("cni/foreign", err, "mount the folder in which the container runtime looks for network configurations; --cni-conf-dir names it")
+		return
+	}
+	for _, e := range entries { // sorted by name
+		switch filepath.Ext(e.Name()) {
+		case ".conf", ".conflist", ".json":
+		default:
+			continue
+		}
+		if e.Name() >= conflistName {
+			break
+		}
+		g.node.board.Fail("cni/foreign", fmt.Sprintf("%s comes before %s: the container runtime attaches pods to that network, not to this one", filepath.Join(confDir, e.Name()), conflistName),
+			"switch the other network off and remove that file on this machine; meshd leaves it alone")
+		return
+	}
+	g.node.board.OK("cni/foreign")
+}
+
+// network is the condition of this node: up as soon as the container runtime
+// has our configuration, and from then on, whatever meshd is about.
+func (g *guest) network() kube.Network {
+	if _, err := os.Stat(filepath.Join(g.cfg.CNIConfDir, conflistName)); err == nil {
+		return kube.Network{Up: true, Reason: "MeshdIsUp", Message: "meshd attaches pods on this node"}
+	}
+	var why []string
+	for _, c := range g.node.board.Checks() {
+		if part, _, _ := strings.Cut(c.Name, "/"); !c.Healthy && slices.Contains([]string{"kube", "datapath", "cni"}, part) {
+			why = append(why, c.Reason)
+		}
+	}
+	return kube.Network{Reason: "MeshdIsNotUp", Message: short(strings.Join(why, "; "))}
+}
+
+// maxMessage is what a condition's message may take.
+const maxMessage = 1024
+
+func short(s string) string {
+	if len(s) > maxMessage {
+		return s[:maxMessage] + "…"
+	}
+	return s
+}
