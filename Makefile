@@ -4,6 +4,7 @@
 # make test       pure tests, one-subsystem tests in namespaces, whole stories
 # make test-vm    the datapath on a kernel with WireGuard, in an emulated guest
 # make check      formatting, vet, the arrows of the tree, go.mod
+# make image      bin/meshd-image.tar, the container image of manifests/
 # make bench      the figures, each against a reference in the same run
 # make deps       install what all of this needs (Debian packages)
 
@@ -22,13 +23,18 @@ LDFLAGS := -s -w -X main.release=$(VERSION) \
 	-X $(K8S_VERSION).gitVersion=$(KUBERNETES)+meshd \
 	-X $(K8S_VERSION).gitMajor=1 -X $(K8S_VERSION).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
 
-.PHONY: all build deps demo demo-down test test-vm check bench clean
+.PHONY: all build image deps demo demo-down test test-vm check bench clean
 
 all: build
 
 build:
 	go build -ldflags "$(LDFLAGS)" -o bin/ ./meshd ./meshd/meshctl
 	go build -ldflags "-s -w" -o bin/mesh ./cni-plugin
+
+# The image is named IMAGE; a registry of yours goes here and into the overlay.
+IMAGE := meshd.dev/meshd:dev
+image: build
+	env -u GOARCH go run ./manifests/image -bin bin -o bin/meshd-image.tar -name $(IMAGE) $(if $(GOARCH),-arch $(GOARCH))
 
 # --- what the host must have -------------------------------------------------
 

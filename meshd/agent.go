@@ -28,10 +28,12 @@ type agentConfig struct {
 	PodCIDRs       []string
 	ServiceCIDRs   []string
 	ClusterDomain  string
+	ClusterDNS     []string
 	Services       string
 	SpawnUserspace bool
 
 	podCIDRs, serviceCIDRs []netip.Prefix
+	clusterDNS             []netip.Addr // empty: those of the service kube-dns, or none
 }
 
 func agentCommand() *cobra.Command {
@@ -69,6 +71,7 @@ func (c *agentConfig) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.PodCIDRs, "pod-cidr", nil, "address ranges of all pods of the cluster, one a family (default the ones of the nodes together)")
 	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "address ranges of services, one a family (default what the cluster says)")
 	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS zone of the cluster, as the kubelets have it")
+	f.StringSliceVar(&c.ClusterDNS, "cluster-dns", []string{"auto"}, "addresses the kubelets give pods as their resolver, to be answered by this node's own: addresses, auto for those of the service kube-system/kube-dns, or off")
 	f.StringVar(&c.Services, "services", "auto", "translate service addresses: on, off, or auto: unless kube-proxy is found on this machine")
 	f.BoolVar(&c.SpawnUserspace, "spawn-userspace", true, "start meshd wireguard where the kernel has no WireGuard; false where something else runs it, as the DaemonSet meshd-wireguard does")
 }
@@ -91,12 +94,25 @@ func (c *agentConfig) complete() error {
 			return err
 		}
 	}
+	if !c.clusterDNSIs("auto") && !c.clusterDNSIs("off") {
+		for _, text := range c.ClusterDNS {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				return fmt.Errorf("--cluster-dns %q: want addresses, auto or off: %w", text, err)
+			}
+			c.clusterDNS = append(c.clusterDNS, addr.Unmap())
+		}
+	}
 	switch c.Services {
 	case "on", "off", "auto":
 	default:
 		return fmt.Errorf("--services %q: want on, off or auto", c.Services)
 	}
 	return nil
+}
+
+func (c *agentConfig) clusterDNSIs(word string) bool {
+	return len(c.ClusterDNS) == 1 && c.ClusterDNS[0] == word
 }
 
 // client reaches the API with a kubeconfig, or else as the pod this runs in.

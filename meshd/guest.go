@@ -19,6 +19,8 @@ import (
 type guest struct {
 	node *node
 	cfg  agentConfig
+	// listen is where the resolver was last told to; of serveNames alone.
+	listen []netip.Addr
 }
 
 // fit changes what the datapath of such a node does otherwise.
@@ -30,6 +32,39 @@ func (g *guest) fit(cfg *datapath.Config) {
 	if !g.cfg.SpawnUserspace {
 		cfg.SpawnUserspace = nil
 	}
+	cfg.ClusterDNS = g.clusterDNS
+}
+
+// clusterDNS are the addresses at which this node's resolver stands in for
+// the cluster's: every distribution calls that service kube-dns, because
+// clients look for it by that name.
+func (g *guest) clusterDNS(state *mesh.State) []netip.Addr {
+	if g.cfg.clusterDNSIs("off") {
+		return nil
+	}
+	if !g.cfg.clusterDNSIs("auto") {
+		return g.cfg.clusterDNS
+	}
+	for _, s := range state.Services {
+		if s.Namespace == "kube-system" && s.Name == "kube-dns" {
+			return s.ClusterIPs
+		}
+	}
+	return nil
+}
+
+// serveNames has the resolver answer where this state says, and whom.
+func (g *guest) serveNames(state *mesh.State) {
+	self, _ := state.Node(g.cfg.NodeName)
+	listen := self.MeshAddrs()
+	if len(listen) > 0 {
+		listen = append(listen, g.clusterDNS(state)...)
+	}
+	if !slices.Equal(listen, g.listen) {
+		g.listen = listen
+		g.node.dns.SetListen(listen)
+	}
+	g.node.dns.SetClients(g.podCIDRs(state))
 }
 
 // podCIDRs of the whole cluster, as the flag or the nodes say. They may ask
@@ -117,13 +152,7 @@ func (g *guest) network() kube.Network {
 	if _, err := os.Stat(filepath.Join(g.cfg.CNIConfDir, conflistName)); err == nil {
 		return kube.Network{Up: true, Reason: "MeshdIsUp", Message: "meshd attaches pods on this node"}
 	}
-	var why []string
-	for _, c := range g.node.board.Checks() {
-		if part, _, _ := strings.Cut(c.Name, "/"); !c.Healthy && slices.Contains([]string{"kube", "datapath", "cni"}, part) {
-			why = append(why, c.Reason)
-		}
-	}
-	return kube.Network{Reason: "MeshdIsNotUp", Message: short(strings.Join(why, "; "))}
+	return kube.Network{Reason: "MeshdIsNotUp", Message: short(strings.Join(hindrances(g.node.board.Checks()), "; "))}
 }
 
 // maxMessage is what a condition's message may take.

@@ -144,7 +144,9 @@ func (n *node) newDatapath() error {
 // networkReady lets the container runtime attach pods: the plugin first, the
 // configuration that calls it last.
 func (n *node) networkReady(net datapath.Network) error {
-	n.dns.SetListen(meshAddrs(net.PodCIDRs))
+	if n.guest == nil {
+		n.dns.SetListen(meshAddrs(net.PodCIDRs))
+	}
 	err := n.installNetwork(net)
 	n.board.Report("cni/conflist", err, "is the container runtime running? else mend what is named; --cni-conf-dir and --cni-bin-dir say other folders")
 	return err
@@ -215,7 +217,7 @@ func (n *node) names() {
 	}
 	n.index.Apply(state)
 	if n.guest != nil {
-		n.dns.SetClients(n.guest.podCIDRs(state))
+		n.guest.serveNames(state)
 	}
 }
 

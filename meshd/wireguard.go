@@ -6,12 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/datapath/wireguard/userspace"
 	"meshd.dev/pkg/mesh"
 )
 
 func wireguardCommand() *cobra.Command {
-	return &cobra.Command{
+	var whereNeeded bool
+	cmd := &cobra.Command{
 		Use:   "wireguard [DEVICE]",
 		Short: "Carry a WireGuard device in this process, where the kernel has no WireGuard",
 		Long: `Wireguard makes a TUN device, speaks WireGuard on a UDP socket, and answers on
@@ -27,7 +29,15 @@ traffic to other nodes then stops, in clear it never goes.`,
 			if len(args) == 1 {
 				device = args[0]
 			}
-			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+			if whereNeeded && wireguard.InKernel() {
+				log.Info("this kernel has WireGuard: nothing to do here", "device", device)
+				<-cmd.Context().Done()
+				return nil
+			}
+			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Log: log})
 		},
 	}
+	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard; for a service that starts everywhere")
+	return cmd
 }

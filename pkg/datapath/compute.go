@@ -21,7 +21,10 @@ type Options struct {
 	// ServiceCIDRs and PodCIDRs of the whole cluster; empty: what the state
 	// says.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
-	Keepalive              time.Duration
+	// ClusterDNS are the addresses of the cluster's resolver that this node's
+	// own one stands in for.
+	ClusterDNS []netip.Addr
+	Keepalive  time.Duration
 	// PathMTU of the underlay route to an address; 0: no route.
 	PathMTU func(netip.Addr) int
 	// LinkMTU of the underlay, for when there is no peer.
@@ -247,6 +250,7 @@ func (c *computation) addFirewall(state *mesh.State) {
 	f := &c.wish.Firewall
 	f.Device, f.PodLinks = c.opts.Device, mesh.PodLinkPrefix
 	f.PodCIDRs, f.MeshAddrs, f.Cluster = c.me.PodCIDRs, c.me.MeshAddrs(), c.cluster
+	f.Resolver = c.opts.ClusterDNS
 	if !c.opts.Services {
 		return
 	}

@@ -60,6 +60,10 @@ type Config struct {
 	// addresses work on nodes without a default route and never leave in
 	// clear. Empty: those of the state.
 	ServiceCIDRs []netip.Prefix
+	// ClusterDNS, when set, says where pods ask names in this state, so that
+	// the resolver of this node answers there for as long as it has a socket
+	// on the address (see firewall.Config.Resolver).
+	ClusterDNS func(*mesh.State) []netip.Addr
 	// PodCIDRs of the whole cluster; empty: the union of the nodes'.
 	PodCIDRs []netip.Prefix
 	// Keepalive of every peer; 0 sends none. Needed by nodes behind NAT.
@@ -186,8 +190,13 @@ func (d *Datapath) wish(m *memo, skip map[string]int) (Wish, error) {
 	if state == nil {
 		return Wish{}, errNoState
 	}
+	var clusterDNS []netip.Addr
+	if d.cfg.ClusterDNS != nil {
+		clusterDNS = d.cfg.ClusterDNS(state)
+	}
 	return Compute(state, d.cfg.Node, Options{
-		Device: d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
+		ClusterDNS: clusterDNS,
+		Device:     d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device),

@@ -49,6 +49,8 @@ var arrows = map[string][]string{
 	"meshd": {"dns/coredns", "dns/index", "pkg/agent", "pkg/apiserver", "pkg/cni", "pkg/controller", "pkg/datapath",
 		"pkg/durable", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/reconcile", "pkg/status"},
 
+	"manifests": {},
+
 	// Tests drive binaries; of the product they know only the documents those print.
 	"test": {"pkg/mesh", "pkg/status"},
 }

@@ -36,6 +36,10 @@ type Config struct {
 	Cluster []netip.Prefix
 	// ServiceCIDRs are refused where no service takes the packet.
 	ServiceCIDRs []netip.Prefix
+	// Resolver are addresses on whose port 53 pods shall meet the resolver of
+	// this node, which listens on its MeshAddrs, and for as long as it also
+	// has a socket bound to the address itself.
+	Resolver []netip.Addr
 	// Groups of services, in a stable order. One that did not change keeps
 	// its pointer: that is how a change costs what changed, not what there is.
 	Groups []*Group

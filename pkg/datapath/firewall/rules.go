@@ -305,7 +305,7 @@ func fixedChains(cfg Config) []chain {
 			newRule("fit the tunnel", iifname(device), isTCP, isSYN, clampMSS)}}
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
 	source := chain{name: "source", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource}
-	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityNATDest}
+	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: beforeOthers}
 	for _, f := range families {
 		n := string(f)
 		raw.rules = append(raw.rules, newRule("pod source from the underlay",
@@ -328,8 +328,8 @@ func fixedChains(cfg Config) []chain {
 	return []chain{
 		{name: "refuse", rules: []rule{newRule("", isTCP, rejectTCP), newRule("", rejectAny)}},
 		pod, services, nodePorts, raw,
-		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityNATDest,
-			rules: []rule{newRule("", iifname(pods), jump("services")), newRule("", toUs, jump("nodeports"))}},
-		fromNode, forward, output, source,
+		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, prio: beforeOthers,
+			rules: []rule{newRule("", iifname(pods), jump("resolver")), newRule("", iifname(pods), jump("services")), newRule("", toUs, jump("nodeports"))}},
+		resolver(cfg), fromNode, forward, output, source,
 	}
 }

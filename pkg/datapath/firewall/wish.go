@@ -121,7 +121,8 @@ func (w *wish) follow(cfg Config) []op {
 
 func sameFixed(a, b Config) bool {
 	return a.Device == b.Device && a.PodLinks == b.PodLinks && slices.Equal(a.PodCIDRs, b.PodCIDRs) &&
-		slices.Equal(a.MeshAddrs, b.MeshAddrs) && slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs)
+		slices.Equal(a.MeshAddrs, b.MeshAddrs) && slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) &&
+		slices.Equal(a.Resolver, b.Resolver)
 }
 
 // differing groups: what both lists begin and end with is the same.

@@ -8,12 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	kernelset "meshd.dev/pkg/datapath/internal/sysctl"
 	"meshd.dev/pkg/mesh"
 )
 
@@ -132,11 +132,11 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func (s sysctl) path() string { return filepath.Join("/proc/sys", s.name) }
+func (s sysctl) path() string { return kernelset.Path(s.name) }
 func (s sysctl) String() string {
 	return "sysctl -w " + strings.ReplaceAll(s.name, "/", ".") + "=" + s.value
 }
-func (s sysctl) do() error { return os.WriteFile(s.path(), []byte(s.value), 0o644) }
+func (s sysctl) do() error { return kernelset.Set(s.name, s.value) }
 
 func (o addrOp) do() error {
 	link, err := netlink.LinkByName(o.dev)

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -16,8 +14,16 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"meshd.dev/pkg/datapath/internal/sysctl"
 	"meshd.dev/pkg/mesh"
 )
+
+// InKernel reports whether this kernel has WireGuard, built in or as a module
+// that it loads when asked.
+func InKernel() bool {
+	_, err := netlink.GenlFamilyGet("wireguard")
+	return err == nil
+}
 
 func (d *Device) read() (state, error) {
 	name := d.opts.Name
@@ -95,7 +101,7 @@ func (o createOp) do(ctx context.Context, d *Device) error {
 		return err
 	}
 	if len(o.spawn) == 0 {
-		return fmt.Errorf("this kernel has no WireGuard, and no userspace command is configured: %w", err)
+		return fmt.Errorf("this kernel has no WireGuard, and nothing serves %s yet: does `meshd wireguard %[1]s` run (DaemonSet meshd-wireguard)? %w", o.name, err)
 	}
 	return d.spawn(ctx)
 }
@@ -139,9 +145,9 @@ func (o mtuOp) do(context.Context, *Device) error {
 
 // do also keeps IPv6 from making up an address and from asking for routers.
 func (o upOp) do(context.Context, *Device) error {
-	conf := filepath.Join("/proc/sys/net/ipv6/conf", o.name)
-	_ = os.WriteFile(filepath.Join(conf, "addr_gen_mode"), []byte("1"), 0o644) // no IPv6: no file
-	_ = os.WriteFile(filepath.Join(conf, "accept_ra"), []byte("0"), 0o644)
+	conf := "net/ipv6/conf/" + o.name
+	_ = sysctl.Set(conf+"/addr_gen_mode", "1") // no IPv6: no file
+	_ = sysctl.Set(conf+"/accept_ra", "0")
 	link, err := netlink.LinkByName(o.name)
 	if err != nil {
 		return err
