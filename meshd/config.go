@@ -39,6 +39,7 @@ type nodeConfig struct {
 	AgentPort  int
 	ResolvConf string
 	LogLevel   string
+	NoOffloads bool
 
 	addrs []netip.Addr // NodeIPs, parsed
 }
@@ -64,6 +65,7 @@ func (c *nodeConfig) flags(f *pflag.FlagSet) {
 	c.networkFlags(f)
 	f.StringToStringVar(&c.NodeLabels, "node-label", nil, "labels of the Node object, key=value")
 	f.StringVar(&c.CRI, "cri-socket", "", "socket of the container runtime (default the first found of containerd's and CRI-O's)")
+	f.BoolVar(&c.NoOffloads, "no-tunnel-offloads", false, "have meshd wireguard, where it carries the tunnels, use no segmentation offloads; for a kernel that loses packets with them")
 	f.IntVar(&c.AgentPort, "agent-port", 10250, "TCP port on which the API server reaches this node for logs and exec")
 	f.Lookup("cni-conf-dir").Usage += " (default what it says itself)"
 	f.Lookup("cni-bin-dir").Usage += " (default what it says itself)"

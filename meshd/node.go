@@ -125,7 +125,7 @@ func (n *node) newDatapath() error {
 		Services:       true,
 		PodCIDRs:       n.cluster.pods,
 		ServiceCIDRs:   n.cluster.services,
-		SpawnUserspace: []string{self, "wireguard"},
+		SpawnUserspace: userspaceCommand(self, n.cfg.NoOffloads),
 		Source:         n.window,
 		OnReady:        n.networkReady,
 		Board:          n.board,
@@ -139,6 +139,16 @@ func (n *node) newDatapath() error {
 	}
 	n.window.Subscribe(n.datapath.Kick)
 	return nil
+}
+
+// userspaceCommand is what carries the tunnels where the kernel cannot; the name
+// of the device goes behind it.
+func userspaceCommand(self string, noOffloads bool) []string {
+	command := []string{self, "wireguard"}
+	if noOffloads {
+		command = append(command, "--no-offloads")
+	}
+	return command
 }
 
 // networkReady lets the container runtime attach pods: the plugin first, the

@@ -2,145 +2,218 @@ package userspace
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
-	_ "unsafe" // for linkname
 
 	"github.com/tailscale/wireguard-go/conn"
-	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/datapath/wireguard/userspace/udp"
 )
 
-// bind is one StdNetBind for each family of addresses, on the same port.
-//
-// A single one for both cannot be used: its Send takes the destination from a
-// pool of addresses, and one that was last used for IPv4 is four bytes long
-// when the sixteen of an IPv6 address are copied into it, so that packets to
-// IPv6 peers go to a mixture of addresses as soon as there is an IPv4 peer
-// (the same in the official module; TestPeersOfBothFamilies in this package
-// fails with it).
+// batchSize is how many packets pass between bind and engine at once.
+const batchSize = conn.IdealBatchSize
+
+// bind is a socket for each family of addresses, on the same port.
 type bind struct {
-	four, six conn.Bind
-	roaming   *roaming
+	roaming *roaming
+	// opened, if there is one, is called when it was.
+	opened func()
+
+	mu sync.RWMutex
+	// four and six are nil while closed, six also where there is no IPv6.
+	four, six *udp.Socket
+	offload   bool
 }
 
-func newBind() *bind { return &bind{conn.NewStdNetBind(), conn.NewStdNetBind(), newRoaming()} }
+func newBind() *bind { return &bind{roaming: newRoaming()} }
 
-// controlFns are called for each new socket of package conn.
-//
-//go:linkname controlFns github.com/tailscale/wireguard-go/conn.controlFns
-var controlFns []func(network, address string, c syscall.RawConn) error
-
-// opening says what happens to sockets while a StdNetBind opens.
-var opening struct {
-	sync.Mutex
-	hooked bool
-	refuse string          // network that is not to be had
-	four   syscall.RawConn // the IPv4 socket that was made
-}
-
-// openBind opens b on port, without the network to refuse, and returns its
-// IPv4 socket.
-func openBind(b conn.Bind, port uint16, refuse string) ([]conn.ReceiveFunc, syscall.RawConn, error) {
-	opening.Lock()
-	defer opening.Unlock()
-	if !opening.hooked {
-		opening.hooked = true
-		controlFns = append(controlFns, func(network, _ string, c syscall.RawConn) error {
-			if network == opening.refuse {
-				return syscall.EAFNOSUPPORT // a StdNetBind then goes on without
-			}
-			if network == "udp4" {
-				opening.four = c
-			}
-			return nil
-		})
-	}
-	opening.refuse, opening.four = refuse, nil
-	defer func() { opening.refuse, opening.four = "", nil }()
-	fns, _, err := b.Open(port)
-	return fns, opening.four, err
-}
-
-// replace puts a socket that is bound to nothing in the place of c, which
-// sets its port free. Who reads from c waits until c is closed.
-func replace(c syscall.RawConn) error {
-	dead, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dead)
-	var err2 error
-	err = c.Control(func(fd uintptr) { err2 = unix.Dup3(dead, int(fd), unix.O_CLOEXEC) })
-	return errors.Join(err, err2)
-}
-
-// Open is on port in both families, or in IPv4 alone where there is no IPv6.
+// Open is on port in both families, or in one where there is no other.
 func (b *bind) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.four != nil || b.six != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
 	for try := 0; ; try++ {
 		actual = port
 		if port == 0 {
 			actual = uint16(32768 + rand.IntN(28000)) // both must be free
 		}
-		fns, err = b.open(actual)
-		for i := range fns {
-			fns[i] = b.roaming.receive(fns[i])
-		}
+		err = b.openBoth(actual)
 		if err == nil || port != 0 || try == 100 || !errors.Is(err, syscall.EADDRINUSE) {
-			return fns, actual, err
+			break
+		}
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, s := range []*udp.Socket{b.four, b.six} {
+		if s != nil {
+			fns = append(fns, b.receiver(s))
+			_ = s.SetOffload(b.offload) // without it also works
+		}
+	}
+	if b.opened != nil {
+		b.opened()
+	}
+	return fns, actual, nil
+}
+
+// open says whether packets can be sent.
+func (b *bind) open() bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.four != nil || b.six != nil
+}
+
+func (b *bind) openBoth(port uint16) (err error) {
+	if b.four, err = udp.Open("udp4", port); err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
+		return err
+	}
+	if b.six, err = udp.Open("udp6", port); err == nil || errors.Is(err, syscall.EAFNOSUPPORT) && b.four != nil {
+		return nil
+	}
+	return errors.Join(err, b.close())
+}
+
+// Close ends what Open returned.
+func (b *bind) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.close()
+}
+
+func (b *bind) close() error {
+	var errs []error
+	for _, s := range []*udp.Socket{b.four, b.six} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	b.four, b.six = nil, nil
+	return errors.Join(errs...)
+}
+
+// setOffload says whether several datagrams may be one message, now and when
+// it is opened again.
+func (b *bind) setOffload(on bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.offload = on
+	for _, s := range []*udp.Socket{b.four, b.six} {
+		if s != nil {
+			_ = s.SetOffload(on)
 		}
 	}
 }
 
-// open: a StdNetBind takes the port for IPv6 from its IPv4 socket, so the one
-// for IPv6 opens both and gives the other back.
-func (b *bind) open(port uint16) ([]conn.ReceiveFunc, error) {
-	all, four, err := openBind(b.six, port, "")
-	if err != nil {
-		return nil, err
-	}
-	if len(all) < 2 { // this machine has no IPv6
-		b.six.Close()
-		fns, _, err := openBind(b.four, port, "udp6")
-		return fns, err
-	}
-	if err := replace(four); err != nil {
-		b.six.Close()
-		return nil, err
-	}
-	fns, _, err := openBind(b.four, port, "udp6")
-	if err != nil {
-		b.six.Close()
-		return nil, err
-	}
-	return append(fns, all[1]), nil // all[0] is of the socket given back
-}
-
-func (b *bind) Close() error { return errors.Join(b.four.Close(), b.six.Close()) }
-
+// SetMark implements conn.Bind.
 func (b *bind) SetMark(mark uint32) error {
-	return errors.Join(b.four.SetMark(mark), b.six.SetMark(mark))
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	var errs []error
+	for _, s := range []*udp.Socket{b.four, b.six} {
+		if s != nil {
+			errs = append(errs, s.SetMark(mark))
+		}
+	}
+	return errors.Join(errs...)
 }
 
-func (b *bind) Send(bufs [][]byte, ep conn.Endpoint, offset int) error {
-	if s, ok := ep.(*source); ok { // a cookie for whom we do not know
-		ep = s.Endpoint
+// Send implements conn.Bind.
+func (b *bind) Send(bufs [][]byte, to conn.Endpoint, offset int) error {
+	var e *endpoint
+	switch to := to.(type) {
+	case *endpoint:
+		e = to
+	case *source: // a cookie for whom we do not know
+		e = &to.endpoint
+	default:
+		return conn.ErrWrongEndpointType
 	}
 	if caller := b.roaming.caller(bufs[0][offset:]); caller != nil {
-		ep = caller
+		e = caller
 	}
-	if ep.DstIP().Is6() {
-		return b.six.Send(bufs, ep, offset)
+	b.mu.RLock()
+	s := b.four
+	if e.to.Addr().Is6() {
+		s = b.six
 	}
-	return b.four.Send(bufs, ep, offset)
+	b.mu.RUnlock()
+	if s == nil {
+		return fmt.Errorf("send to %s: %w", e.to, syscall.EAFNOSUPPORT)
+	}
+	refused, err := s.Send(bufs, offset, e.to, e.SrcIP())
+	if refused {
+		e.ClearSrc()
+	}
+	return err
 }
 
+// ParseEndpoint implements conn.Bind.
 func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
-	s, ours := unmark(s)
-	if !ours {
-		b.roaming.told()
+	if p, ours := unmark(s); ours {
+		return &endpoint{place: p}, nil
 	}
-	return b.four.ParseEndpoint(s)
+	b.roaming.told()
+	to, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil, err
+	}
+	return &endpoint{place: place{to: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())}}, nil
 }
 
-func (b *bind) BatchSize() int { return b.four.BatchSize() }
+// BatchSize implements conn.Bind.
+func (b *bind) BatchSize() int { return batchSize }
+
+// receiver is the function that receives from s.
+func (b *bind) receiver(s *udp.Socket) conn.ReceiveFunc {
+	messages := make([]udp.Message, batchSize)
+	sources := sources{roaming: b.roaming}
+	return func(slab []byte, packets []conn.ReceivedPacket) (n int, err error) {
+		got, err := s.Receive(slab, messages, len(packets))
+		for _, m := range messages[:got] {
+			from := sources.of(place{m.From, m.To})
+			for at := 0; at < m.Size && n < len(packets); at += m.Segment {
+				p := conn.ReceivedPacket{Offset: m.Offset + at, Size: min(m.Segment, m.Size-at), Endpoint: from}
+				if b := p.Bytes(slab); beginsHandshake(b) {
+					p.Endpoint = from.beginning(b)
+				}
+				packets[n] = p
+				n++
+			}
+		}
+		return n, err
+	}
+}
+
+// endpoint is where packets to a peer go.
+type endpoint struct {
+	place
+	// anyFrom: our own address is the kernel's choice after all.
+	anyFrom atomic.Bool
+}
+
+// place is an address of a peer, and one of ours that it knows; the latter may
+// be invalid, for any.
+type place struct {
+	to   netip.AddrPort
+	from udp.Local
+}
+
+// ClearSrc, SrcToString and so on implement conn.Endpoint.
+func (e *endpoint) ClearSrc()           { e.anyFrom.Store(true) }
+func (e *endpoint) SrcToString() string { return e.SrcIP().String() }
+func (e *endpoint) DstToString() string { return e.to.String() }
+func (e *endpoint) DstToBytes() []byte  { b, _ := e.to.MarshalBinary(); return b } // never fails
+func (e *endpoint) DstIP() netip.Addr   { return e.to.Addr() }
+func (e *endpoint) SrcIP() netip.Addr {
+	if e.anyFrom.Load() {
+		return netip.Addr{}
+	}
+	return e.from
+}

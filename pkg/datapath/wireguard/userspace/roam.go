@@ -9,8 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-
-	"github.com/tailscale/wireguard-go/conn"
+	"sync/atomic"
 )
 
 // roaming follows peers to the address they were last heard on, as section
@@ -24,10 +23,14 @@ import (
 type roaming struct {
 	moved chan move
 
+	// changes counts changes of at. It spares looking for a packet from where
+	// the last one came.
+	changes atomic.Uint64
+
 	mu sync.Mutex
 	// at is where a peer is, as the engine knows it; wishes counts how often
 	// somebody else has told it.
-	at     map[[32]byte]netip.AddrPort
+	at     map[[32]byte]place
 	wishes int
 	// calls are the last handshakes begun by others, a ring; next is the
 	// oldest.
@@ -35,21 +38,23 @@ type roaming struct {
 	next  int
 }
 
-// move: the peer with this key was heard from another address.
+// move: the peer with this key was heard from another place.
 type move struct {
 	peer [32]byte
-	to   netip.AddrPort
+	place
 }
 
 // call is the first message of a handshake: the index its sender gave it, to
 // be found in the answer, and where it came from.
 type call struct {
 	index uint32
-	from  conn.Endpoint
+	from  *endpoint
 }
 
 func newRoaming() *roaming {
-	return &roaming{moved: make(chan move, 16), at: map[[32]byte]netip.AddrPort{}}
+	r := &roaming{moved: make(chan move, 16), at: map[[32]byte]place{}}
+	r.changes.Store(1) // 0 is never
+	return r
 }
 
 // roamMark before an endpoint tells our own wishes from those of others.
@@ -65,34 +70,38 @@ func (r *roaming) follow(ctx context.Context, set func(uapi string) error, log *
 			r.mu.Lock()
 			wishes := r.wishes
 			r.mu.Unlock()
-			err := set(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s%s\n", hex.EncodeToString(m.peer[:]), roamMark, m.to))
+			err := set(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hex.EncodeToString(m.peer[:]), mark(m.place)))
 			if err != nil {
 				log.Warn("follow peer", "to", m.to, "err", err)
 				continue
 			}
 			r.mu.Lock()
 			if r.wishes == wishes { // else the next packet tells again
-				r.at[m.peer] = m.to
+				r.at[m.peer] = m.place
+				r.changes.Add(1)
 			}
 			r.mu.Unlock()
 		}
 	}
 }
 
-// heard notes that a genuine packet of peer came from there. It never waits:
-// who changes the engine may be waiting for its caller. What finds no room is
-// noted with the next packet.
-func (r *roaming) heard(peer [32]byte, from netip.AddrPort) {
+// heard notes that a genuine packet of peer came from there, and returns the
+// number of the change since which that is known; 0 if it is not. It never
+// waits: who changes the engine may be waiting for its caller. What finds no
+// room is noted with the next packet.
+func (r *roaming) heard(peer [32]byte, from place) (since uint64) {
 	r.mu.Lock()
 	same := r.at[peer] == from
+	since = r.changes.Load()
 	r.mu.Unlock()
 	if same {
-		return
+		return since
 	}
 	select {
 	case r.moved <- move{peer, from}:
 	default:
 	}
+	return 0
 }
 
 // told notes that somebody set endpoints: none is known for sure any more.
@@ -101,11 +110,12 @@ func (r *roaming) told() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.at)
+	r.changes.Add(1)
 	r.wishes++
 }
 
 // called notes the first message of a handshake.
-func (r *roaming) called(index uint32, from conn.Endpoint) {
+func (r *roaming) called(index uint32, from *endpoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls[r.next] = call{index, from}
@@ -114,7 +124,7 @@ func (r *roaming) called(index uint32, from conn.Endpoint) {
 
 // caller is whom the packet answers, nil if it is no answer. That there is
 // one says that the call was genuine.
-func (r *roaming) caller(packet []byte) conn.Endpoint {
+func (r *roaming) caller(packet []byte) *endpoint {
 	if len(packet) != responseSize || packet[0] != responseType {
 		return nil
 	}
@@ -136,40 +146,91 @@ const (
 	responseType, responseSize     = 2, 92
 )
 
-// source is the endpoint of a packet that came in.
+// source is where a packet came from.
 type source struct {
-	conn.Endpoint
+	endpoint
 	roaming *roaming
 	index   uint32 // of the handshake it begins
+	known   atomic.Pointer[knowledge]
+}
+
+// knowledge: this peer was known to be here, as of that change.
+type knowledge struct {
+	peer  [32]byte
+	since uint64
 }
 
 // FromPeer implements conn.PeerAwareEndpoint.
 func (s *source) FromPeer(peer [32]byte) {
-	if std, ok := s.Endpoint.(*conn.StdNetEndpoint); ok {
-		s.roaming.heard(peer, std.AddrPort)
+	if k := s.known.Load(); k != nil && k.since == s.roaming.changes.Load() && k.peer == peer {
+		return
+	}
+	if since := s.roaming.heard(peer, s.place); since > 0 {
+		s.known.Store(&knowledge{peer, since})
 	}
 }
 
 // InitiationMessagePublicKey implements conn.InitiationAwareEndpoint. The
 // message was made for us, by whom is not yet proved.
-func (s *source) InitiationMessagePublicKey([32]byte) { s.roaming.called(s.index, s.Endpoint) }
+func (s *source) InitiationMessagePublicKey([32]byte) { s.roaming.called(s.index, &s.endpoint) }
 
-// receive wraps fn so that the engine tells where genuine packets came from.
-func (r *roaming) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
-	return func(slab []byte, packets []conn.ReceivedPacket) (int, error) {
-		n, err := fn(slab, packets)
-		sources := make([]source, n)
-		for i := range sources {
-			p := &packets[i]
-			sources[i] = source{Endpoint: p.Endpoint, roaming: r}
-			if b := p.Bytes(slab); len(b) == initiationSize && b[0] == initiationType {
-				sources[i].index = binary.LittleEndian.Uint32(b[4:])
-			}
-			p.Endpoint = &sources[i]
-		}
-		return n, err
-	}
+func beginsHandshake(packet []byte) bool {
+	return len(packet) == initiationSize && packet[0] == initiationType
 }
 
-// unmark says whether an endpoint is one of our own wishes.
-func unmark(endpoint string) (string, bool) { return strings.CutPrefix(endpoint, roamMark) }
+// beginning is the source of a packet that begins a handshake.
+func (s *source) beginning(packet []byte) *source {
+	return &source{endpoint: endpoint{place: s.place}, roaming: s.roaming, index: binary.LittleEndian.Uint32(packet[4:])}
+}
+
+// sources remembers where packets come from; one goroutine uses it.
+type sources struct {
+	roaming *roaming
+	last    *source
+	recent  map[place]*source
+}
+
+// maxSources bounds what anybody can make us remember.
+const maxSources = 1024
+
+func (c *sources) of(p place) *source {
+	if c.last != nil && c.last.place == p {
+		return c.last
+	}
+	s := c.recent[p]
+	if s == nil {
+		if c.recent == nil || len(c.recent) >= maxSources {
+			c.recent = map[place]*source{}
+		}
+		s = &source{endpoint: endpoint{place: p}, roaming: c.roaming}
+		c.recent[p] = s
+	}
+	c.last = s
+	return s
+}
+
+// mark writes a place as an endpoint only unmark understands.
+func mark(p place) string {
+	s := roamMark + p.to.String()
+	if p.from.IsValid() {
+		s += "|" + p.from.String()
+	}
+	return s
+}
+
+// unmark says whether an endpoint is one of our own wishes, and which.
+func unmark(endpoint string) (p place, ours bool) {
+	s, ours := strings.CutPrefix(endpoint, roamMark)
+	if !ours {
+		return p, false
+	}
+	to, from, bound := strings.Cut(s, "|")
+	var err error
+	if p.to, err = netip.ParseAddrPort(to); err != nil {
+		return p, false
+	}
+	if bound {
+		p.from, err = netip.ParseAddr(from)
+	}
+	return p, err == nil
+}
