@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -55,11 +56,26 @@ func (w where) kubeconfigPath() (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("no kubeconfig: neither --kubeconfig nor KUBECONFIG is set, and %s/admin.kubeconfig is not there; run this as root on a machine of the cluster", w.dataDir)
+	return "", fmt.Errorf("%w: neither --kubeconfig nor KUBECONFIG is set, and %s/admin.kubeconfig is not there; run this as root on a machine of the cluster", errNoKubeconfig, w.dataDir)
 }
 
 func (w where) client() (kubernetes.Interface, error) {
+	config, err := w.config()
+	if err != nil {
+		return nil, err
+	}
+	config.UserAgent = "meshctl/" + release
+	return kubernetes.NewForConfig(config)
+}
+
+// config is that of a kubeconfig, or else of the pod this runs in.
+func (w where) config() (*rest.Config, error) {
 	path, err := w.kubeconfigPath()
+	if errors.Is(err, errNoKubeconfig) {
+		if config, err := rest.InClusterConfig(); err == nil {
+			return config, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -67,9 +83,10 @@ func (w where) client() (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
-	config.UserAgent = "meshctl/" + release
-	return kubernetes.NewForConfig(config)
+	return config, nil
 }
+
+var errNoKubeconfig = errors.New("no kubeconfig")
 
 func newCommand() *cobra.Command {
 	w := &where{}

@@ -19,6 +19,7 @@ import (
 // report is a judged status; it feeds table, JSON and tests.
 type report struct {
 	node     string           // this machine
+	guest    bool             // of somebody else's Kubernetes
 	Healthy  bool             `json:"healthy"`
 	Daemon   *status.Document `json:"daemon,omitempty"`
 	Nodes    []nodeLine       `json:"nodes"`
@@ -57,8 +58,12 @@ type problem struct {
 const startingTime = 30 * time.Second
 
 func judge(f facts, now time.Time) report {
-	r := report{node: f.node, Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
+	r := report{node: f.node, guest: f.guest, Tunnels: []status.Tunnel{}, Nodes: []nodeLine{}, Problems: []problem{}, DNS: "not known"}
 	r.daemon(f)
+	if f.guest {
+		r.foreign(f)
+		return r
+	}
 	if f.apiErr != nil {
 		r.add("api", f.apiErr.Error(), "is `meshd server` running on the server, and can this machine reach it? `journalctl -u meshd-server` there")
 	}
@@ -69,13 +74,23 @@ func judge(f facts, now time.Time) report {
 	return r
 }
 
+// foreign is the report on a node of somebody else's Kubernetes: what the API
+// says is shown as far as it may be asked, and judged by others.
+func (r *report) foreign(f facts) {
+	mine := r.Problems
+	r.nodes(f)
+	r.services(f)
+	r.Problems = mine
+	r.Healthy = len(r.Problems) == 0
+}
+
 func (r *report) add(what, reason, next string) {
 	r.Problems = append(r.Problems, problem{what, cmp.Or(reason, "no reason known"), next})
 }
 
 func (r *report) daemon(f facts) {
 	if f.daemon == nil {
-		r.add("meshd on this machine", f.daemonErr.Error(), "start it: `systemctl start meshd-server` or `meshd-join`, or `meshd server` / `meshd join` by hand; its log: `journalctl -u 'meshd*'`; pods and tunnels go on without it")
+		r.add("meshd on this machine", f.daemonErr.Error(), "start it: `systemctl start meshd-server` or `meshd-join`, or `meshd server` / `meshd join` by hand; its log: `journalctl -u 'meshd*'`; on a node of an existing Kubernetes: `kubectl -n meshd get pods -o wide`; pods and tunnels go on without it")
 		return
 	}
 	d := *f.daemon
@@ -233,25 +248,49 @@ func printReport(out io.Writer, r report) error {
 	if d := r.Daemon; d != nil {
 		fmt.Fprintf(tw, "meshd %s on %s (%s), up %s\n", d.Version, d.Node, d.Role, d.Time.Sub(d.Started).Round(time.Second))
 	}
-	fmt.Fprintln(tw, "\nNODE\tREADY\tADDRESS\tPOD CIDRS\tPODS")
-	for _, n := range r.Nodes {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", n.Name, n.Ready, n.Address, strings.Join(n.PodCIDR, ","), r.podsOn(n))
-	}
+	r.printNodes(tw)
 	fmt.Fprintln(tw, "\nTUNNEL TO\tUP\tENDPOINT\tHANDSHAKE\tRX\tTX\tMTU\tBACK END")
 	for _, t := range r.Tunnels {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", t.Peer, yesNo(t.Up), t.Endpoint, ago(t.Handshake, r.Daemon.Time), bytes(t.RxBytes), bytes(t.TxBytes), t.MTU, t.Backend)
 	}
-	own := ""
-	if r.Pods.OwnNodeOnly {
-		own = " (of this node; these credentials see no other)"
-	}
-	fmt.Fprintf(tw, "\npods\t%d ready, %d done, %d starting, %d failing%s\n", r.Pods.Ready, r.Pods.Done, r.Pods.Starting, r.Pods.Failing, own)
-	fmt.Fprintf(tw, "services\t%d, %d with endpoints, %d without\n", r.Services.Total, r.Services.WithEndpoints, r.Services.Empty)
+	r.printCounts(tw)
 	fmt.Fprintf(tw, "dns\t%s\n", r.DNS)
 	if err := tw.Flush(); err != nil {
 		return err
 	}
 	return printProblems(out, r.Problems)
+}
+
+func (r report) printNodes(tw io.Writer) {
+	switch {
+	case r.guest && len(r.Nodes) == 0:
+		return // not asked: there are no credentials here
+	case r.guest:
+		fmt.Fprintln(tw, "\nNODE\tREADY\tADDRESS\tPOD CIDRS")
+	default:
+		fmt.Fprintln(tw, "\nNODE\tREADY\tADDRESS\tPOD CIDRS\tPODS")
+	}
+	for _, n := range r.Nodes {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s", n.Name, n.Ready, n.Address, strings.Join(n.PodCIDR, ","))
+		if !r.guest {
+			fmt.Fprintf(tw, "\t%s", r.podsOn(n))
+		}
+		fmt.Fprintln(tw)
+	}
+}
+
+func (r report) printCounts(tw io.Writer) {
+	fmt.Fprintln(tw)
+	if !r.guest {
+		own := ""
+		if r.Pods.OwnNodeOnly {
+			own = " (of this node; these credentials see no other)"
+		}
+		fmt.Fprintf(tw, "pods\t%d ready, %d done, %d starting, %d failing%s\n", r.Pods.Ready, r.Pods.Done, r.Pods.Starting, r.Pods.Failing, own)
+	}
+	if !r.guest || r.Services.Total > 0 {
+		fmt.Fprintf(tw, "services\t%d, %d with endpoints, %d without\n", r.Services.Total, r.Services.WithEndpoints, r.Services.Empty)
+	}
 }
 
 func printProblems(out io.Writer, problems []problem) error {

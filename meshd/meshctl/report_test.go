@@ -141,3 +141,40 @@ func TestProblemsHaveAReasonAndANextStep(t *testing.T) {
 		})
 	}
 }
+
+// On a node of somebody else's Kubernetes the daemon's own checks alone are
+// problems, whatever else the cluster is like.
+func TestStatusOfAGuest(t *testing.T) {
+	f := working()
+	f.guest, f.daemon.Role, f.pods = true, guestRole, nil
+	f.nodes[0] = readyNode("m2", "192.0.2.2", corev1.ConditionFalse, "kubelet stopped")
+	f.services = append(f.services, service("empty"))
+	var out strings.Builder
+	if err := printReport(&out, judge(f, now)); err != nil {
+		t.Fatal(err)
+	}
+	want := `meshd v1 on m1 (agent), up 1h0m0s
+
+NODE   READY   ADDRESS     POD CIDRS
+m1     True    192.0.2.1   10.244.1.0/24
+m2     False   192.0.2.2   10.244.1.0/24
+
+TUNNEL TO   UP    ENDPOINT          HANDSHAKE   RX         TX     MTU    BACK END
+m2          yes   192.0.2.2:51820   7s ago      2.00 KiB   12 B   1420   userspace
+
+services   2, 1 with endpoints, 1 without
+dns        up
+
+healthy
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Error(diff)
+	}
+
+	f.nodes, f.services, f.apiErr = nil, nil, errNoKubeconfig
+	f.daemon.Checks = append(f.daemon.Checks, status.Check{Name: "kube/node", Reason: "no pod CIDR", Next: "give it one"})
+	r := judge(f, now)
+	if r.Healthy || len(r.Problems) != 1 || r.Problems[0].What != "kube/node" {
+		t.Errorf("without credentials: %+v", r.Problems)
+	}
+}

@@ -75,6 +75,9 @@ type facts struct {
 	node string
 	// ownPodsOnly: these credentials may see no other node's pods.
 	ownPodsOnly bool
+	// guest: the cluster is somebody else's Kubernetes, of which meshd is only
+	// the network.
+	guest bool
 }
 
 // warning is what an event says, and when it last did.
@@ -89,9 +92,14 @@ func gather(ctx context.Context, w *where) facts {
 	var doc status.Document
 	if f.daemonErr = status.Fetch(ctx, w.socket(), "/status", &doc); f.daemonErr == nil {
 		f.daemon = &doc
+		f.guest = doc.Role == guestRole
 	}
 	client, err := w.client()
-	if err == nil {
+	switch {
+	case err != nil:
+	case f.guest:
+		err = f.askForeign(ctx, client)
+	default:
 		err = f.askAPI(ctx, client)
 	}
 	f.apiErr = err
@@ -99,11 +107,9 @@ func gather(ctx context.Context, w *where) facts {
 }
 
 func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return fmt.Errorf("list nodes: %w", err)
+	if err := f.askForeign(ctx, client); err != nil {
+		return err
 	}
-	f.nodes = nodes.Items
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if apierrors.IsForbidden(err) && f.node != "" {
 		f.ownPodsOnly = true
@@ -111,6 +117,21 @@ func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
 	}
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
+	}
+	f.pods = pods.Items
+	f.warnings = podWarnings(ctx, client)
+	return nil
+}
+
+// guestRole is the role of a daemon of `meshd agent`.
+const guestRole = "agent"
+
+// askForeign asks what a network knows of its cluster; its credentials see no
+// pods.
+func (f *facts) askForeign(ctx context.Context, client kubernetes.Interface) error {
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", err)
 	}
 	services, err := client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -120,8 +141,7 @@ func (f *facts) askAPI(ctx context.Context, client kubernetes.Interface) error {
 	if err != nil {
 		return fmt.Errorf("list endpointslices: %w", err)
 	}
-	f.pods, f.services, f.slices = pods.Items, services.Items, slices.Items
-	f.warnings = podWarnings(ctx, client)
+	f.nodes, f.services, f.slices = nodes.Items, services.Items, slices.Items
 	return nil
 }
 

@@ -71,8 +71,8 @@ func kubeProxyInLegacy() (string, error) {
 		names         string
 		domain, level int
 	}{
-		{names: "/proc/net/ip_tables_names", domain: unix.AF_INET, level: unix.SOL_IP},
-		{names: "/proc/net/ip6_tables_names", domain: unix.AF_INET6, level: unix.SOL_IPV6},
+		{names: "/proc/thread-self/net/ip_tables_names", domain: unix.AF_INET, level: unix.SOL_IP},
+		{names: "/proc/thread-self/net/ip6_tables_names", domain: unix.AF_INET6, level: unix.SOL_IPV6},
 	} {
 		b, err := os.ReadFile(f.names)
 		if errors.Is(err, fs.ErrNotExist) {

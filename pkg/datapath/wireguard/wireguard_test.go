@@ -339,7 +339,7 @@ func TestWithoutAnyWireGuard(t *testing.T) {
 		t.Skip("this kernel has WireGuard")
 	}
 	err = d.Apply(t.Context(), config())
-	if err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard, and no userspace command is configured") {
+	if err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard, and nothing serves wge yet") {
 		t.Errorf("error %v", err)
 	}
 }
