@@ -72,7 +72,11 @@ type Config struct {
 	// of the device is appended: {"/usr/local/bin/meshd", "wireguard"}. Used
 	// where the kernel has no WireGuard. Empty: kernel only.
 	SpawnUserspace []string
-	Source         Source
+	// Pods lists the pods attached on this node, those attached first first;
+	// see firewall.New. Their coming and going is seen from the rules, and
+	// with the next round at the latest.
+	Pods   func() ([]mesh.LocalPod, error)
+	Source Source
 	// OnReady is called when device, routes and firewall stand and this node
 	// has pod CIDRs, and again whenever the Network changes. An error is
 	// retried.
@@ -139,7 +143,7 @@ func New(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
-	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log), checks: map[string]bool{}}
+	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log, cfg.Pods), checks: map[string]bool{}}
 	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Resync: resync, Log: cfg.Log})
 	if old := device.CorruptKey(); old != "" {
 		cfg.Log.Error("private key was corrupt", "moved to", old)

@@ -90,6 +90,7 @@ func roleMachine(args []string) error {
 		PodCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		ServiceCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
 		SpawnUserspace: []string{exe, "wireguard"},
+		Pods:           func() ([]mesh.LocalPod, error) { return podsIn(args[1]) },
 		Log:            slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnReady: func(n Network) error {
 			mu.Lock()
@@ -132,6 +133,39 @@ func roleMachine(args []string) error {
 	}
 	cancel()
 	return <-done
+}
+
+// podsFile is where a machine says which pods it has.
+const podsFile = "pods.json"
+
+func podsIn(dir string) (pods []mesh.LocalPod, err error) {
+	text, err := os.ReadFile(filepath.Join(dir, podsFile))
+	if err != nil {
+		return nil, nil // none yet
+	}
+	return pods, json.Unmarshal(text, &pods)
+}
+
+// record says that pod n is there, with ports of the machine that lead to it.
+func (m *machine) record(n int, ports ...mesh.HostPort) {
+	m.t.Helper()
+	pods, err := podsIn(m.dir)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	link := fmt.Sprintf("mshp%d", n)
+	pods = slices.DeleteFunc(pods, func(p mesh.LocalPod) bool { return p.Link == link })
+	text, err := json.Marshal(append(pods, mesh.LocalPod{Link: link, Addrs: addrs(m.podAddr(n), m.podAddr6(n)), HostPorts: ports}))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	temp := filepath.Join(m.dir, podsFile+".new")
+	if err := os.WriteFile(temp, text, 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.Rename(temp, filepath.Join(m.dir, podsFile)); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 // roleServe answers every connection or datagram with a name and the address
@@ -368,6 +402,7 @@ func (m *machine) pod(n int) {
 		podmac=$(ip netns exec p%[1]d ip -o link show eth0 | sed 's/.*ether \([^ ]*\).*/\1/')
 		ip neigh add %[2]s lladdr $podmac dev mshp%[1]d nud permanent
 		ip neigh add %[3]s lladdr $podmac dev mshp%[1]d nud permanent`, n, m.podAddr(n), m.podAddr6(n)))
+	m.record(n)
 }
 
 // in runs a command in a pod and returns what it printed, even if it failed.

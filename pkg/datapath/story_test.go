@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -38,6 +39,8 @@ func TestStory(t *testing.T) {
 		m.serve(2, "tcp", ":80")
 		m.serve(2, "udp", ":53")
 	}
+	tell(state, all...)
+	settled(t, all...)
 	capture := startCapture(t)
 	s := &story{T: t, a: a, b: b, c: c, state: state}
 	for _, tunnel := range a.ask(nil).Tunnels {
@@ -54,6 +57,8 @@ func TestStory(t *testing.T) {
 		{"services", s.services},
 		{"no endpoints is refused", s.noEndpoints},
 		{"spoofed sources are dropped", s.spoofing},
+		{"only who is admitted", s.admission},
+		{"host ports", s.hostPorts},
 		{"a UDP client follows the endpoints", s.udpFollows},
 		{"what others break is repaired", s.repair},
 		{"peers come and go alone", s.peers},
@@ -274,6 +279,118 @@ func (s *story) spoofing(t *testing.T) {
 		t.Errorf("ping from the underlay as a pod was answered:\n%s", out)
 	}
 	testns.Sh(t, `ip route del 10.244.1.2/32; ip address del 10.244.2.99/32 dev br0`)
+}
+
+// admission: who has no record has no network.
+func (s *story) admission(t *testing.T) {
+	s.a.pod(4)
+	path := filepath.Join(s.a.dir, podsFile)
+	with, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods, err := podsIn(s.a.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	without, _ := json.Marshal(pods[:len(pods)-1])
+	ping := func(want bool) {
+		t.Helper()
+		for _, to := range []string{s.a.podAddr(4), s.a.podAddr6(4)} { // from a pod, and from the machine itself
+			_, err := s.a.in_(2, "ping", "-c1", "-W0.5", to)
+			if _, err2 := testns.Output("nsenter", "-t", s.a.ns, "-n", "ping", "-c1", "-W0.5", to); (err == nil) != want || (err2 == nil) != want {
+				t.Errorf("ping %s: from a pod %v, from the machine %v; want an answer: %v", to, err, err2, want)
+			}
+		}
+		for _, to := range []string{s.b.podAddr(2), s.b.podAddr6(2)} {
+			if out, err := s.a.in_(4, "ping", "-c1", "-W0.5", to); (err == nil) != want {
+				t.Errorf("ping from it to %s: %v; want an answer: %v\n%s", to, err, want, out)
+			}
+		}
+	}
+	for _, c := range []struct {
+		records  []byte
+		admitted bool
+	}{{with, true}, {without, false}, {with, true}} {
+		if err := os.WriteFile(path, c.records, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		tell(s.state, s.a)
+		settled(t, s.a)
+		ping(c.admitted)
+	}
+}
+
+// hostPorts of a/p3, which serves on 80 and 53.
+func (s *story) hostPorts(t *testing.T) {
+	a, b := s.a, s.b
+	a.serve(3, "tcp", ":80")
+	a.serve(3, "udp", ":53")
+	a.record(3,
+		mesh.HostPort{Protocol: mesh.TCP, HostPort: 8080, Port: 80},
+		mesh.HostPort{Protocol: mesh.UDP, HostPort: 5353, Port: 53},
+		mesh.HostPort{HostIP: netip.MustParseAddr("192.0.2.1"), Protocol: mesh.TCP, HostPort: 8081, Port: 80},
+		mesh.HostPort{HostIP: netip.MustParseAddr("127.0.0.1"), Protocol: mesh.TCP, HostPort: 8082, Port: 80})
+	a.sh("sysctl -qw net.ipv4.conf.mshp3.route_localnet=1") // as the plugin does
+	tell(s.state, a)
+	settled(t, a)
+	exe, _ := os.Executable()
+	outside := func(network, to string) (string, error) {
+		out, err := testns.Output(exe, "ask", network, to, "not secret")
+		return strings.TrimSpace(out), err
+	}
+	from := func(m *machine, pod int) func(network, to string) (string, error) {
+		return func(network, to string) (string, error) { return m.askFrom(pod, network, to, "not secret") }
+	}
+	for _, q := range []struct {
+		why         string
+		ask         func(network, to string) (string, error)
+		network, to string
+		want        string // how the answer begins; "" for none
+	}{
+		{"from outside", outside, "tcp", "192.0.2.1:8080", "a/p3 saw 192.0.2.254"},
+		{"from outside, IPv6", outside, "tcp", "[2001:db8::1]:8080", "a/p3 saw 2001:db8::fe"},
+		{"from outside, UDP", outside, "udp", "192.0.2.1:5353", "a/p3 saw 192.0.2.254"},
+		{"from outside, UDP, IPv6", outside, "udp", "[2001:db8::1]:5353", "a/p3 saw 2001:db8::fe"},
+		{"from another machine", from(b, 0), "tcp", "192.0.2.1:8080", "a/p3 saw 192.0.2.2"},
+		{"from a pod elsewhere", from(b, 2), "tcp", "192.0.2.1:8080", "a/p3 saw 192.0.2.2"},
+		{"from a pod elsewhere to the mesh address", from(b, 2), "tcp", "10.244.1.1:8080", "a/p3 saw 10.244.2.2"},
+		{"from a neighbour", from(a, 2), "tcp", "192.0.2.1:8080", "a/p3 saw 10.244.1.2"},
+		{"from a neighbour, IPv6", from(a, 2), "tcp", "[2001:db8::1]:8080", "a/p3 saw fd00:10:244:1::2"},
+		{"from itself", from(a, 3), "tcp", "192.0.2.1:8080", "a/p3 saw "},
+		{"from itself, IPv6", from(a, 3), "tcp", "[2001:db8::1]:8080", "a/p3 saw "},
+		{"from itself, UDP", from(a, 3), "udp", "192.0.2.1:5353", "a/p3 saw "},
+		{"from the machine", from(a, 0), "tcp", "192.0.2.1:8080", "a/p3 saw 192.0.2.1"},
+		{"from the machine by loopback", from(a, 0), "tcp", "127.0.0.1:8080", "a/p3 saw "},
+		{"from the machine by loopback, UDP", from(a, 0), "udp", "127.0.0.1:5353", "a/p3 saw "},
+		{"on one address alone", outside, "tcp", "192.0.2.1:8081", "a/p3 saw 192.0.2.254"},
+		{"not on another", from(a, 0), "tcp", "127.0.0.1:8081", ""},
+		{"not on another", from(b, 2), "tcp", "10.244.1.1:8081", ""},
+		{"on loopback alone", from(a, 0), "tcp", "127.0.0.1:8082", "a/p3 saw "},
+		{"not from outside", outside, "tcp", "192.0.2.1:8082", ""},
+		{"a service is still there", from(a, 2), "tcp", "10.96.0.1:8080", "b/p2 saw 10.244.1.2"},
+		{"a node port as well", outside, "tcp", "192.0.2.1:30001", "b/p2 saw "},
+	} {
+		got, err := q.ask(q.network, q.to)
+		if q.want == "" && err == nil || q.want != "" && (err != nil || !strings.HasPrefix(got, q.want)) {
+			t.Errorf("%s: ask %s %s: %q, %v; want %q", q.why, q.network, q.to, got, err, q.want)
+		}
+	}
+	// route_localnet opens the machine's loopback to the pod, but for a rule.
+	a.serve(0, "tcp", "127.0.0.1:7777")
+	a.sh(`ip netns exec p3 sh -ec "
+		sysctl -qw net.ipv4.conf.all.route_localnet=1
+		ip route add 127.0.0.1 via 169.254.1.1 dev eth0 table 9
+		ip rule add pref 0 to 127.0.0.1 lookup 9; ip rule add pref 1 lookup local; ip rule del pref 0 lookup local"`)
+	if out, err := a.askFrom(3, "tcp", "127.0.0.1:7777", "not secret"); err == nil {
+		t.Errorf("a pod reached the machine's loopback: %s", out)
+	}
+	a.record(3)
+	tell(s.state, a)
+	settled(t, a)
+	if got, err := outside("tcp", "192.0.2.1:8080"); err == nil {
+		t.Errorf("the host port is gone, and yet: %s", got)
+	}
 }
 
 func (s *story) udpFollows(t *testing.T) {

@@ -48,3 +48,12 @@ const (
 	// TCP port and the SHA-256 of its TLS public key in hex, "PORT PIN".
 	AnnotationKeyExchange = "meshd.dev/key-exchange"
 )
+
+// Annotations of a pod that the CNI plugin heeds.
+const (
+	// AnnotationIPs asks for addresses, at most one a family, separated by a
+	// comma, out of the ranges of the node the pod runs on.
+	AnnotationIPs = "meshd.dev/ips"
+	// AnnotationMAC asks for an Ethernet address.
+	AnnotationMAC = "meshd.dev/mac"
+)
