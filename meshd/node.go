@@ -31,7 +31,6 @@ import (
 
 const (
 	conflistName  = "10-meshd.conflist"
-	sweepInterval = time.Minute
 	renewInterval = time.Hour
 	// publishResync is how soon a node record that somebody else changed is
 	// put right.
@@ -126,6 +125,7 @@ func (n *node) newDatapath() error {
 		PodCIDRs:       n.cluster.pods,
 		ServiceCIDRs:   n.cluster.services,
 		SpawnUserspace: userspaceCommand(self, n.cfg.NoOffloads),
+		Pods:           n.attached,
 		Source:         n.window,
 		OnReady:        n.networkReady,
 		Board:          n.board,
@@ -192,10 +192,6 @@ func (n *node) cniFolders() (conf, bin string, err error) {
 		saidConf, saidBin, err = "/etc/cni/net.d", "/opt/cni/bin", nil
 	}
 	return cmp.Or(conf, saidConf), cmp.Or(bin, saidBin), err
-}
-
-func (n *node) network(net datapath.Network) cni.Network {
-	return cni.Network{PodCIDRs: net.PodCIDRs, MTU: net.MTU, DataDir: n.cfg.state("cni")}
 }
 
 func meshAddrs(podCIDRs []netip.Prefix) []netip.Addr {
@@ -278,6 +274,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		"publish":  publish.Run,
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
+		"pods":     n.watchPods,
 	}
 	if n.guest != nil {
 		parts["cluster"] = every(publishResync, n.guest.check)
@@ -303,18 +300,6 @@ func (n *node) publish(ctx context.Context) error {
 		record.Endpoints = append(record.Endpoints, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
 	}
 	return kube.Publish(ctx, n.api, n.cfg.NodeName, record)
-}
-
-// sweep gives back what pods left behind that are no more.
-func (n *node) sweep(ctx context.Context) {
-	report, err := cni.Sweep(ctx, cni.SweepConfig{DataDir: n.cfg.state("cni")}, nil)
-	if err != nil {
-		n.log.Warn("sweep of pod addresses", "err", err)
-	}
-	n.board.Report("cni/sweep", err, "what is named could not be given back; look at "+n.cfg.state("cni"))
-	if len(report.Freed)+len(report.Links)+len(report.Corrupt) > 0 {
-		n.log.Info("gave back what pods left behind", "freed", report.Freed, "links", report.Links, "corrupt", report.Corrupt)
-	}
 }
 
 func (n *node) renew(ctx context.Context) {

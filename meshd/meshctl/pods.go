@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -19,13 +21,9 @@ func podsCommand(w *where) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			records, err := cni.Pods(filepath.Join(w.dataDir, "cni"))
 			tw := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
-			fmt.Fprintln(tw, "ADDRESSES\tPOD\tLINK\tCONTAINER\tSINCE")
+			fmt.Fprintln(tw, "ADDRESSES\tPOD\tINTERFACE\tLINK\tHOST PORTS\tCONTAINER\tSINCE")
 			for _, r := range records {
-				addrs := make([]string, len(r.Addresses))
-				for i, a := range r.Addresses {
-					addrs[i] = a.String()
-				}
-				fmt.Fprintf(tw, "%s\t%s/%s\t%s\t%.12s\t%s\n", strings.Join(addrs, ","), r.Pod.Namespace, r.Pod.Name, r.HostLink, r.ContainerID, r.Since.Format(time.RFC3339))
+				fmt.Fprintln(tw, strings.Join(podColumns(r), "\t"))
 			}
 			if ferr := tw.Flush(); ferr != nil {
 				return ferr
@@ -33,4 +31,30 @@ func podsCommand(w *where) *cobra.Command {
 			return err
 		},
 	}
+}
+
+func podColumns(r cni.Record) []string {
+	var addrs, ports []string
+	for _, a := range r.Addresses {
+		addrs = append(addrs, a.String())
+	}
+	for _, p := range r.HostPorts {
+		on := ""
+		if p.HostIP.IsValid() {
+			on = netip.AddrPortFrom(p.HostIP, p.HostPort).String()
+		} else {
+			on = fmt.Sprint(p.HostPort)
+		}
+		ports = append(ports, fmt.Sprintf("%s/%s→%d", on, strings.ToLower(string(p.Protocol)), p.Port))
+	}
+	pod := "-"
+	if r.Pod.Name != "" {
+		pod = r.Pod.Namespace + "/" + r.Pod.Name
+	}
+	link := r.HostLink
+	if r.HostLocal != "" {
+		link = "of another plugin"
+	}
+	return []string{strings.Join(addrs, ","), pod, r.IfName, cmp.Or(link, "-"), cmp.Or(strings.Join(ports, ","), "-"),
+		fmt.Sprintf("%.12s", r.ContainerID), r.Since.Format(time.RFC3339)}
 }

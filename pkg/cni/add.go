@@ -20,7 +20,7 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	if err := c.complete(); err != nil {
 		return err
 	}
-	q, mac, err := c.request(cmd)
+	q, w, err := c.request(cmd)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	}
 	defer host.Close()
 
-	s := openStore(c.DataDir, c.Name)
+	s := c.store()
 	h, r, reused, err := s.reserve(q)
 	if errors.Is(err, errExists) {
 		if err := takeOver(host, h, c, ns); err != nil {
@@ -49,70 +49,78 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	}
 	defer h.release()
 	if reused {
-		// Best effort: it is about connections the last pod left open.
-		_ = rtnl.ForgetConnections(r.Addresses)
+		forgetConnections(r.Addresses)
 	}
 	done := false
 	defer func() {
-		if !done && deleteLink(host, r.HostLink) == nil {
+		if !done && deleteLink(host, r.HostLink) == nil && r.withdraw() == nil {
 			_ = h.discard() // else the record stays, for DEL
 		}
 	}()
-	a := attachment{
-		hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: c.MTU, addresses: r.Addresses, alias: r.alias(),
-	}
-	if err := s.attach(&a, host, ns); err != nil {
+	a := r.attachment(c.MTU)
+	if err := s.attach(&a, host, ns, r.admit); err != nil {
 		return fmt.Errorf("attach %s to container %s: %w", r.IfName, r.ContainerID, err)
 	}
-	if err := types.PrintResult(a.result(c, cmd.Netns), c.CNIVersion); err != nil {
+	if err := types.PrintResult(a.result(c, w.dns, cmd.Netns), c.CNIVersion); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	done = true
 	return nil
 }
 
+// forgetConnections of pods that had the addresses before: best effort, it is
+// about what they left open.
+func forgetConnections(addrs []netip.Addr) {
+	nf, err := rtnl.OpenNetfilter()
+	if err != nil {
+		return
+	}
+	defer nf.Close()
+	_ = nf.ForgetConnections(addrs)
+}
+
 // request is what the store needs for an ADD.
-func (c *conf) request(cmd *skel.CmdArgs) (q request, mac rtnl.MAC, err error) {
+func (c *conf) request(cmd *skel.CmdArgs) (q request, w wishes, err error) {
 	if len(cmd.ContainerID) > maxContainerID || strings.HasSuffix(cmd.ContainerID, corruptSuffix) {
-		return q, mac, types.NewError(types.ErrInvalidEnvironmentVariables, "invalid CNI_CONTAINERID",
+		return q, w, types.NewError(types.ErrInvalidEnvironmentVariables, "invalid CNI_CONTAINERID",
 			fmt.Sprintf("%.80q: want at most %d bytes, not ending in %s", cmd.ContainerID, maxContainerID, corruptSuffix))
 	}
 	a, err := parseArgs(cmd.Args)
 	if err != nil {
-		return q, mac, err
+		return q, w, err
 	}
-	ips, mac, err := c.wishes(a)
-	if err != nil {
-		return q, mac, err
+	if w, err = c.wishes(a); err != nil {
+		return q, w, err
 	}
-	if mac == (rtnl.MAC{}) {
-		mac = podMAC(cmd.ContainerID, cmd.IfName)
+	if w.mac == (rtnl.MAC{}) {
+		w.mac = podMAC(cmd.ContainerID, cmd.IfName)
 	}
 	ranges := c.ranges
 	if !ipv6Exists() {
-		ranges = slices.DeleteFunc(slices.Clone(ranges), func(r netip.Prefix) bool { return r.Addr().Is6() })
+		ranges = slices.DeleteFunc(slices.Clone(ranges), func(r span) bool { return r.prefix.Addr().Is6() })
 		if len(ranges) == 0 {
-			return q, mac, invalid("ranges", "only IPv6 ones, and this kernel has IPv6 switched off")
+			return q, w, invalid("ranges", "only IPv6 ones, and this kernel has IPv6 switched off")
 		}
 	}
 	bootID, err := readBootID()
 	if err != nil {
-		return q, mac, err
+		return q, w, err
 	}
 	return request{
-		ranges: ranges, reserved: c.reserved, requested: ips, quarantine: c.quarantine,
+		ranges: ranges, reserved: c.reserved, requested: w.ips, quarantine: c.quarantine,
 		record: Record{
 			ContainerID: cmd.ContainerID, IfName: cmd.IfName, Netns: cmd.Netns, BootID: bootID, Pod: a.pod,
-			HostLink: HostLink(cmd.ContainerID, cmd.IfName), MAC: mac.String(),
+			HostLink: HostLink(cmd.ContainerID, cmd.IfName), MAC: w.mac.String(),
+			Table: c.Table, HostPorts: w.ports, ToPod: w.toPod, FromPod: w.fromPod,
 		},
-	}, mac, nil
+	}, w, nil
 }
 
 // attach makes the kernel hold a. What an earlier DEL left to die with its
 // namespace may still be in the way, on the host or in the pod.
-func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns) error {
+func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns, admit func() error) error {
 	for range maxTries {
-		err := a.attach(host, ns)
+		err := a.attach(host, ns, admit)
 		if !errors.Is(err, errNameTaken) {
 			return err
 		}
@@ -186,8 +194,11 @@ func takeOver(host *rtnl.Conn, h *held, c *conf, ns *netns) error {
 	if err != nil {
 		return err
 	}
+	if r.HostLocal != "" {
+		return types.NewError(CodeAttached, "attachment was made by another plugin: DEL first", r.HostLocal)
+	}
 	if r.NetnsDevice == ns.device && r.NetnsInode == ns.inode {
-		missing, err := drift(host, ns, r.attachment(c))
+		missing, err := drift(host, ns, r.attachment(c.MTU))
 		if err != nil {
 			return err
 		}
@@ -199,17 +210,14 @@ func takeOver(host *rtnl.Conn, h *held, c *conf, ns *netns) error {
 	if err := deleteLink(host, r.HostLink); err != nil {
 		return err
 	}
+	if err := r.withdraw(); err != nil {
+		return err
+	}
 	return h.discard()
 }
 
-// attachment is what ADD made of r.
-func (r Record) attachment(c *conf) attachment {
-	mac, _ := parseMAC(r.MAC)
-	return attachment{hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: c.MTU, addresses: r.Addresses}
-}
-
 // result is what ADD prints, behind what a plugin before it in the chain made.
-func (a attachment) result(c *conf, sandbox string) *types100.Result {
+func (a attachment) result(c *conf, dns types.DNS, sandbox string) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if c.prevResult != nil {
 		*r = *c.prevResult
@@ -230,8 +238,8 @@ func (a attachment) result(c *conf, sandbox string) *types100.Result {
 			r.Routes = append(r.Routes, &types.Route{Dst: ipNet(all), GW: gw.AsSlice()})
 		}
 	}
-	if !c.DNS.IsEmpty() {
-		r.DNS = c.DNS
+	if !dns.IsEmpty() {
+		r.DNS = dns
 	}
 	return r
 }

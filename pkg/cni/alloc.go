@@ -22,11 +22,13 @@ const (
 	CodeAttached uint = 102
 	// CodeDrift: CHECK found something other than ADD made.
 	CodeDrift uint = 103
+	// CodePortTaken: a host port belongs to another attachment.
+	CodePortTaken uint = 104
 )
 
 // pool is all there is to know for choosing addresses.
 type pool struct {
-	ranges   []netip.Prefix
+	ranges   []span
 	reserved []netip.Addr
 	// held says which attachment has an address.
 	held map[netip.Addr]recordName
@@ -35,6 +37,11 @@ type pool struct {
 	// quarantine is how long an address rests after that.
 	quarantine time.Duration
 	now        time.Duration
+
+	// names of the records, of temporary files, and of what was given back.
+	names      []recordName
+	stale      []string
+	freedFiles []string
 }
 
 // choose picks one address a family, IPv4 first: the requested ones, else one
@@ -61,10 +68,10 @@ func (p pool) choose(requested []netip.Addr) ([]netip.Addr, error) {
 	return chosen, nil
 }
 
-func (p pool) of(is4 bool) []netip.Prefix {
-	var out []netip.Prefix
+func (p pool) of(is4 bool) []span {
+	var out []span
 	for _, r := range p.ranges {
-		if r.Addr().Is4() == is4 {
+		if r.prefix.Addr().Is4() == is4 {
 			out = append(out, r)
 		}
 	}
@@ -74,12 +81,12 @@ func (p pool) of(is4 bool) []netip.Prefix {
 // mayRequest: an address in quarantine may be asked for by name; whoever does
 // wants that one back.
 func (p pool) mayRequest(a netip.Addr) error {
-	in := slices.IndexFunc(p.ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+	in := slices.IndexFunc(p.ranges, func(r span) bool { return r.contains(a) })
 	if in < 0 {
 		return types.NewError(types.ErrInvalidNetworkConfig, "invalid requested address",
 			fmt.Sprintf("%s is in none of the ranges %v", a, p.ranges))
 	}
-	if !usable(p.ranges[in], a) || slices.Contains(p.reserved, a) {
+	if !p.ranges[in].usable(a) || slices.Contains(p.reserved, a) {
 		return types.NewError(types.ErrInvalidNetworkConfig, "invalid requested address",
 			fmt.Sprintf("%s is reserved in %s", a, p.ranges[in]))
 	}
@@ -90,7 +97,7 @@ func (p pool) mayRequest(a netip.Addr) error {
 	return nil
 }
 
-func (p pool) next(ranges []netip.Prefix) (netip.Addr, error) {
+func (p pool) next(ranges []span) (netip.Addr, error) {
 	for _, r := range ranges {
 		if a, ok := p.neverUsed(r); ok {
 			return a, nil
@@ -110,8 +117,8 @@ func (p pool) next(ranges []netip.Prefix) (netip.Addr, error) {
 
 // neverUsed finds the lowest address that is neither held nor known from
 // before. It looks at no more addresses than those are.
-func (p pool) neverUsed(r netip.Prefix) (netip.Addr, bool) {
-	for a := mesh.MeshAddr(r).Next(); usable(r, a); a = a.Next() {
+func (p pool) neverUsed(r span) (netip.Addr, bool) {
+	for a := r.start(); r.usable(a); a = a.Next() {
 		_, held := p.held[a]
 		_, freed := p.freed[a]
 		if !held && !freed && !slices.Contains(p.reserved, a) {
@@ -121,7 +128,7 @@ func (p pool) neverUsed(r netip.Prefix) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-func (p pool) firstFreed(ranges []netip.Prefix) (first netip.Addr, at time.Duration, ok bool) {
+func (p pool) firstFreed(ranges []span) (first netip.Addr, at time.Duration, ok bool) {
 	for a, t := range p.freed {
 		if _, held := p.held[a]; held || slices.Contains(p.reserved, a) {
 			continue
@@ -129,17 +136,52 @@ func (p pool) firstFreed(ranges []netip.Prefix) (first netip.Addr, at time.Durat
 		if ok && (t > at || t == at && first.Less(a)) {
 			continue
 		}
-		if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return usable(r, a) }) {
+		if slices.ContainsFunc(ranges, func(r span) bool { return r.usable(a) }) {
 			first, at, ok = a, t, true
 		}
 	}
 	return first, at, ok
 }
 
+// span is addresses to choose from: those of a prefix, or of a part of it.
+type span struct {
+	prefix netip.Prefix
+	// first and last address, if not all are meant.
+	first, last netip.Addr
+}
+
+func (s span) String() string {
+	if !s.first.IsValid() && !s.last.IsValid() {
+		return s.prefix.String()
+	}
+	return fmt.Sprintf("%s from %s to %s", s.prefix, ends(s.first), ends(s.last))
+}
+
+func (s span) sameFamily(o span) bool { return s.prefix.Addr().Is4() == o.prefix.Addr().Is4() }
+
+func ends(a netip.Addr) string {
+	if !a.IsValid() {
+		return "its end"
+	}
+	return a.String()
+}
+
+func (s span) start() netip.Addr {
+	start := mesh.MeshAddr(s.prefix).Next()
+	if s.first.IsValid() && start.Less(s.first) {
+		return s.first
+	}
+	return start
+}
+
+func (s span) contains(a netip.Addr) bool {
+	return s.prefix.Contains(a) && !(s.first.IsValid() && a.Less(s.first)) && !(s.last.IsValid() && s.last.Less(a))
+}
+
 // usable says whether a pod can have the address: not the network's own, not
 // the node's (mesh.MeshAddr), not IPv4's broadcast.
-func usable(r netip.Prefix, a netip.Addr) bool {
-	return r.Contains(a) && a != r.Addr() && a != mesh.MeshAddr(r) && (a.Is6() || r.Contains(a.Next()))
+func (s span) usable(a netip.Addr) bool {
+	return s.contains(a) && a != s.prefix.Addr() && a != mesh.MeshAddr(s.prefix) && (a.Is6() || s.prefix.Contains(a.Next()))
 }
 
 func validateRange(p netip.Prefix) error {

@@ -13,7 +13,7 @@ func parsePool(t *testing.T, ranges, state string) pool {
 	t.Helper()
 	p := pool{held: map[netip.Addr]recordName{}, freed: map[netip.Addr]time.Duration{}, quarantine: 10 * time.Second, now: 100 * time.Second}
 	for _, r := range strings.Fields(ranges) {
-		p.ranges = append(p.ranges, netip.MustParsePrefix(r))
+		p.ranges = append(p.ranges, span{prefix: netip.MustParsePrefix(r)})
 	}
 	for part := range strings.SplitSeq(state, ";") {
 		fields := strings.Fields(part)

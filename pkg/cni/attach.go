@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,19 @@ type attachment struct {
 	// already through another interface.
 	defaults []netip.Prefix
 	alias    string
+	// localnet lets the machine's own loopback reach the pod's host ports.
+	localnet bool
+	// toPod and fromPod limit the rate, if they have one.
+	toPod, fromPod limit
+}
+
+// attachment is what ADD makes of r.
+func (r Record) attachment(mtu int) attachment {
+	mac, _ := parseMAC(r.MAC)
+	return attachment{
+		hostLink: r.HostLink, podLink: r.IfName, podMAC: mac, mtu: mtu, addresses: r.Addresses, alias: r.alias(),
+		localnet: len(r.HostPorts) > 0, toPod: r.ToPod, fromPod: r.FromPod,
+	}
 }
 
 func (a attachment) has6() bool { return slices.ContainsFunc(a.addresses, netip.Addr.Is6) }
@@ -62,10 +76,14 @@ func (a attachment) veth(netnsFD int) rtnl.VethAdd {
 
 // hostUp makes the host's end deaf to what is not for it, then ready.
 func (a attachment) hostUp(index int) []rtnl.Op {
-	return []rtnl.Op{
-		rtnl.LinkSet{Index: index, Name: a.hostLink, NoLinkLocal: true, StrictIPv4: true, Alias: a.alias},
+	ops := []rtnl.Op{
+		rtnl.LinkSet{Index: index, Name: a.hostLink, NoLinkLocal: true, StrictIPv4: true, LocalNet: a.localnet, Alias: a.alias},
 		rtnl.LinkSet{Index: index, Name: a.hostLink, Up: true},
 	}
+	if a.toPod.Rate > 0 {
+		ops = append(ops, a.toPod.tbf(index, a.hostLink))
+	}
+	return ops
 }
 
 const loopback = 1 // LOOPBACK_IFINDEX, in every namespace
@@ -77,6 +95,9 @@ func (a attachment) pod(index int) []rtnl.Op {
 		rtnl.LinkSet{Index: loopback, Name: "lo", Up: true},
 		rtnl.LinkSet{Index: index, Name: a.podLink, NoLinkLocal: a.has6()},
 		rtnl.LinkSet{Index: index, Name: a.podLink, Up: true},
+	}
+	if a.fromPod.Rate > 0 { // shaped where it is sent: the pod's own sockets wait
+		ops = append(ops, a.fromPod.tbf(index, a.podLink))
 	}
 	if a.has6() {
 		ops = append(ops, rtnl.AddrAdd{Prefix: linkLocal(a.podMAC), Index: index, Name: a.podLink})
@@ -93,8 +114,7 @@ func (a attachment) pod(index int) []rtnl.Op {
 	return ops
 }
 
-// reach makes the pod reachable. It comes last: a host route means that
-// everything before it stands.
+// reach makes the pod reachable.
 func (a attachment) reach(index int) []rtnl.Op {
 	var neighs, routes []rtnl.Op
 	for _, addr := range a.addresses {
@@ -112,14 +132,30 @@ func linkLocal(m rtnl.MAC) netip.Prefix {
 	}), 64)
 }
 
-// sysctl is one file below /proc/sys/net/ipv6/conf.
+// sysctl is one file below /proc/sys/net/ipv6/conf, or of IPv4's.
 type sysctl struct{ link, key, value string }
 
-func (s sysctl) String() string {
-	return fmt.Sprintf("sysctl net.ipv6.conf.%s.%s=%s", s.link, s.key, s.value)
+func (s sysctl) String() string { return s.name() + "=" + s.value }
+
+func (s sysctl) name() string {
+	if key, ok := strings.CutPrefix(s.key, ipv4Key); ok {
+		return fmt.Sprintf("sysctl net.ipv4.conf.%s.%s", s.link, key)
+	}
+	return fmt.Sprintf("sysctl net.ipv6.conf.%s.%s", s.link, s.key)
 }
 
-const ipv6Conf = "/proc/sys/net/ipv6/conf/"
+const (
+	ipv6Conf = "/proc/sys/net/ipv6/conf/"
+	ipv4Conf = "/proc/sys/net/ipv4/conf/"
+	ipv4Key  = "ipv4/" // before the key of one of IPv4's
+)
+
+func (s sysctl) path() string {
+	if key, ok := strings.CutPrefix(s.key, ipv4Key); ok {
+		return ipv4Conf + s.link + "/" + key
+	}
+	return ipv6Conf + s.link + "/" + s.key
+}
 
 // ipv6Exists is false when the kernel runs without IPv6.
 func ipv6Exists() bool {
@@ -161,7 +197,7 @@ func setSysctls(all []sysctl) error {
 
 // set writes past package os, which would ask the poller about each file.
 func (s sysctl) set() error {
-	fd, err := unix.Open(ipv6Conf+s.link+"/"+s.key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(s.path(), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -175,7 +211,9 @@ var errNameTaken = errors.New("interface exists")
 
 // attach makes the kernel hold a. host is a socket in the host's namespace.
 // What it leaves behind when it ends early is the host's link, or nothing.
-func (a *attachment) attach(host *rtnl.Conn, ns *netns) error {
+// Routes to the pod come last, after admit: a host route means that everything
+// before it stands.
+func (a *attachment) attach(host *rtnl.Conn, ns *netns, admit func() error) error {
 	ipv6 := ipv6Exists()
 	var pod *rtnl.Conn
 	var podIndex int
@@ -222,6 +260,9 @@ func (a *attachment) attach(host *rtnl.Conn, ns *netns) error {
 	if err := pod.Do(a.pod(podIndex)...); err != nil {
 		return fmt.Errorf("in the pod: %w", err)
 	}
+	if err := admit(); err != nil {
+		return err
+	}
 	return host.Do(a.reach(link.Index)...)
 }
 
@@ -240,90 +281,4 @@ func missingDefaults(pod *rtnl.Conn, addresses []netip.Addr) ([]netip.Prefix, er
 		}
 	}
 	return missing, nil
-}
-
-// wanted are the facts that must hold, a line each, in the words of facts.
-func (a attachment) wanted(host, pod string) (hostFacts, podFacts []string) {
-	hostFacts = append(hostFacts, linkFacts(rtnl.Link{Name: host, MAC: hostMAC, MTU: a.mtu, Up: true})...)
-	podFacts = append(podFacts, linkFacts(rtnl.Link{Name: pod, MAC: a.podMAC, MTU: a.mtu, Up: true})...)
-	for _, addr := range a.addresses {
-		gw, all := gateway(addr)
-		hostFacts = append(hostFacts,
-			routeFact(rtnl.Route{Dst: hostPrefix(addr), Protocol: mesh.PodRouteProtocol}, host),
-			neighFact(rtnl.Neigh{Addr: addr, MAC: a.podMAC, Permanent: true}, host))
-		podFacts = append(podFacts,
-			addrFact(hostPrefix(addr), pod),
-			neighFact(rtnl.Neigh{Addr: gw, MAC: hostMAC, Permanent: true}, pod))
-		if slices.Contains(a.defaults, all) {
-			podFacts = append(podFacts, routeFact(rtnl.Route{Dst: all, Via: gw, Protocol: unix.RTPROT_BOOT}, pod))
-		}
-	}
-	return hostFacts, podFacts
-}
-
-// facts reads all there is about a link. A missing link has no facts.
-func facts(c *rtnl.Conn, name string) ([]string, error) {
-	link, err := c.Link(name)
-	if isGone(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	out := linkFacts(link)
-	addrs, err := c.Addrs(link.Index)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range addrs {
-		out = append(out, addrFact(p, name))
-	}
-	routes, err := c.Routes(link.Index)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range routes {
-		out = append(out, routeFact(r, name))
-	}
-	neighs, err := c.Neighs(link.Index)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range neighs {
-		out = append(out, neighFact(n, name))
-	}
-	return out, nil
-}
-
-func linkFacts(l rtnl.Link) []string {
-	state := "down"
-	if l.Up {
-		state = "up"
-	}
-	out := []string{
-		fmt.Sprintf("link %s %s", l.Name, state),
-		fmt.Sprintf("link %s address %s", l.Name, l.MAC),
-	}
-	if l.MTU != 0 {
-		out = append(out, fmt.Sprintf("link %s mtu %d", l.Name, l.MTU))
-	}
-	return out
-}
-
-func addrFact(p netip.Prefix, dev string) string { return fmt.Sprintf("addr %s dev %s", p, dev) }
-
-func routeFact(r rtnl.Route, dev string) string {
-	via := ""
-	if r.Via.IsValid() {
-		via = " via " + r.Via.String()
-	}
-	return fmt.Sprintf("route %s%s dev %s proto %d", r.Dst, via, dev, r.Protocol)
-}
-
-func neighFact(n rtnl.Neigh, dev string) string {
-	state := ""
-	if n.Permanent {
-		state = " permanent"
-	}
-	return fmt.Sprintf("neigh %s lladdr %s dev %s%s", n.Addr, n.MAC, dev, state)
 }

@@ -18,7 +18,7 @@ func (p *plugin) check(c *conf, cmd *skel.CmdArgs) error {
 	if err := c.complete(); err != nil {
 		return err
 	}
-	s := openStore(c.DataDir, c.Name)
+	s := c.store()
 	n, ok, err := s.find(cmd.ContainerID, cmd.IfName)
 	if err != nil {
 		return err
@@ -35,6 +35,9 @@ func (p *plugin) check(c *conf, cmd *skel.CmdArgs) error {
 	if err != nil {
 		return types.NewError(CodeDrift, "record is corrupt: DEL and ADD the pod", err.Error())
 	}
+	if r.HostLocal != "" {
+		return types.NewError(CodeDrift, "attachment was made by another plugin: DEL and ADD the pod", r.HostLocal)
+	}
 	ns, err := openNetns(cmd.Netns)
 	if err != nil {
 		return err
@@ -45,13 +48,17 @@ func (p *plugin) check(c *conf, cmd *skel.CmdArgs) error {
 		return err
 	}
 	defer host.Close()
-	a := r.attachment(c)
+	a := r.attachment(c.MTU)
 	missing := a.adopt(c.prevResult, cmd.IfName, cmd.Netns)
 	found, err := drift(host, ns, a)
 	if err != nil {
 		return err
 	}
-	if missing = append(missing, found...); len(missing) > 0 {
+	notAdmitted, err := r.notAdmitted()
+	if err != nil {
+		return err
+	}
+	if missing = slices.Concat(missing, found, notAdmitted); len(missing) > 0 {
 		return types.NewError(CodeDrift, "attachment is not as ADD made it", "missing: "+strings.Join(missing, "; "))
 	}
 	return nil
@@ -93,33 +100,23 @@ func (a *attachment) adopt(prev *types100.Result, ifName, sandbox string) (missi
 
 // drift lists what a wants and the kernel has not.
 func drift(host *rtnl.Conn, ns *netns, a attachment) ([]string, error) {
-	haveHost, err := facts(host, a.hostLink)
+	haveHost, err := facts(host, a.hostLink, a.hostFactSysctls())
 	if err != nil {
 		return nil, err
 	}
-	var havePod []string
+	var havePod []fact
 	err = ns.visit(func() error {
 		pod, err := rtnl.Open()
 		if err != nil {
 			return err
 		}
 		defer pod.Close()
-		havePod, err = facts(pod, a.podLink)
+		havePod, err = facts(pod, a.podLink, a.podSysctls())
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	wantHost, wantPod := a.wanted(a.hostLink, a.podLink)
+	wantHost, wantPod := a.wanted()
 	return append(lacking(wantHost, haveHost, "on the host"), lacking(wantPod, havePod, "in the pod")...), nil
-}
-
-func lacking(want, have []string, where string) []string {
-	var out []string
-	for _, w := range want {
-		if !slices.Contains(have, w) {
-			out = append(out, w+" ("+where+")")
-		}
-	}
-	return out
 }

@@ -3,52 +3,66 @@ package cni
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
-
-	"meshd.dev/pkg/cni/rtnl"
 )
 
 // conf is the plugin's configuration as it comes on standard input: what
 // stands in the conflist, and what the runtime adds.
 type conf struct {
 	types.PluginConf
-	Ranges            []string `json:"ranges"`
-	Reserved          []string `json:"reserved"`
-	MTU               int      `json:"mtu"`
-	DataDir           string   `json:"dataDir"`
-	ReadyFile         string   `json:"readyFile"`
-	QuarantineSeconds *int     `json:"quarantineSeconds"`
-	RuntimeConfig     asked    `json:"runtimeConfig"`
+	Ranges            []rangeText `json:"ranges"`
+	Reserved          []string    `json:"reserved"`
+	MTU               int         `json:"mtu"`
+	DataDir           string      `json:"dataDir"`
+	ReadyFile         string      `json:"readyFile"`
+	Table             string      `json:"table"`
+	HostLocalDir      *string     `json:"hostLocalDir"`
+	QuarantineSeconds *int        `json:"quarantineSeconds"`
+	RuntimeConfig     asked       `json:"runtimeConfig"`
 	Args              struct {
 		CNI asked `json:"cni"`
 	} `json:"args"`
 
-	ranges     []netip.Prefix
+	ranges     []span
 	reserved   []netip.Addr
 	quarantine time.Duration
 	prevResult *types100.Result
 }
 
-// asked is what a runtime can ask for one attachment (CNI CONVENTIONS.md).
-type asked struct {
-	IPs []string `json:"ips"`
-	MAC string   `json:"mac"`
+// rangeText is a range as it is written: "10.244.1.0/24", or as host-local
+// has it.
+type rangeText struct {
+	Subnet     string `json:"subnet"`
+	RangeStart string `json:"rangeStart"`
+	RangeEnd   string `json:"rangeEnd"`
+	Gateway    string `json:"gateway"`
 }
 
-// defaultQuarantine is longer than a name or a connection to the last pod is
-// in use anywhere, and short enough for a small range.
-const defaultQuarantine = 10 * time.Second
+func (r *rangeText) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '"' {
+		return json.Unmarshal(b, &r.Subnet)
+	}
+	type plain rangeText
+	return json.Unmarshal(b, (*plain)(r))
+}
 
-// maxRanges bounds what one configuration may list.
-const maxRanges = 64
+const (
+	// defaultQuarantine is longer than a name or a connection to the last pod
+	// is in use anywhere, and short enough for a small range.
+	defaultQuarantine = 10 * time.Second
+	// defaultHostLocalDir is host-local's own.
+	defaultHostLocalDir = "/var/lib/cni/networks"
+	// maxRanges bounds what one configuration may list.
+	maxRanges = 64
+)
 
 // parseConf reads a configuration as far as every verb needs it.
 func parseConf(stdin []byte) (*conf, error) {
@@ -68,24 +82,21 @@ func parseConf(stdin []byte) (*conf, error) {
 	return c, nil
 }
 
+// store of the network.
+func (c *conf) store() store {
+	s := openStore(c.DataDir, c.Name)
+	s.hostLocal = defaultHostLocalDir
+	if c.HostLocalDir != nil {
+		s.hostLocal = *c.HostLocalDir
+	}
+	return s
+}
+
 // complete reads the rest of it, which ADD, CHECK and STATUS need. DEL and GC
 // work with a configuration that has gone bad.
 func (c *conf) complete() error {
-	if len(c.Ranges) == 0 {
-		return invalid("ranges", "want at least one, like 10.244.1.0/24")
-	}
-	if len(c.Ranges) > maxRanges {
-		return invalid("ranges", fmt.Sprintf("%d of them, at most %d", len(c.Ranges), maxRanges))
-	}
-	for _, s := range c.Ranges {
-		p, err := netip.ParsePrefix(s)
-		if err == nil {
-			err = validateRange(p)
-		}
-		if err != nil {
-			return invalid("ranges", fmt.Sprintf("%q: %v", s, err))
-		}
-		c.ranges = append(c.ranges, p)
+	if err := c.readRanges(); err != nil {
+		return err
 	}
 	for _, s := range c.Reserved {
 		a, err := parseAddr(s)
@@ -97,6 +108,12 @@ func (c *conf) complete() error {
 	if err := validateMTU(c.MTU, c.ranges); err != nil {
 		return invalid("mtu", err.Error())
 	}
+	if err := validateTable(c.Table); err != nil {
+		return invalid("table", err.Error())
+	}
+	if d := c.HostLocalDir; d != nil && *d != "" && !filepath.IsAbs(*d) {
+		return invalid("hostLocalDir", fmt.Sprintf("%q is not an absolute path", *d))
+	}
 	c.quarantine = defaultQuarantine
 	if q := c.QuarantineSeconds; q != nil {
 		if *q < 0 || *q > 86400 {
@@ -105,6 +122,94 @@ func (c *conf) complete() error {
 		c.quarantine = time.Duration(*q) * time.Second
 	}
 	return c.readPrevResult()
+}
+
+// readRanges: those a runtime gives take the place of those in the conflist,
+// family by family, because a pod gets one address of each.
+func (c *conf) readRanges() error {
+	all, err := parseRanges("ranges", c.Ranges)
+	if err != nil {
+		return err
+	}
+	for _, set := range c.RuntimeConfig.IPRanges {
+		given, err := parseRanges("ipRanges", set)
+		if err != nil {
+			return err
+		}
+		for i, r := range given {
+			if !r.sameFamily(given[0]) {
+				return invalid("ipRanges", fmt.Sprintf("%s and %s are in one set: want one family in each", given[0], r))
+			}
+			if i == 0 && slices.ContainsFunc(c.ranges, r.sameFamily) {
+				return invalid("ipRanges", "two sets of one family: a pod gets one address of each")
+			}
+		}
+		c.ranges = append(c.ranges, given...)
+	}
+	given := slices.Clone(c.ranges)
+	for _, r := range all {
+		if !slices.ContainsFunc(given, r.sameFamily) {
+			c.ranges = append(c.ranges, r)
+		}
+	}
+	switch {
+	case len(c.ranges) == 0:
+		return invalid("ranges", "want at least one, like 10.244.1.0/24")
+	case len(c.ranges) > maxRanges:
+		return invalid("ranges", fmt.Sprintf("%d of them, at most %d", len(c.ranges), maxRanges))
+	}
+	return nil
+}
+
+func parseRanges(key string, texts []rangeText) ([]span, error) {
+	if len(texts) > maxRanges {
+		return nil, invalid(key, fmt.Sprintf("%d of them, at most %d", len(texts), maxRanges))
+	}
+	var all []span
+	for _, t := range texts {
+		r, err := t.parse()
+		if err != nil {
+			return nil, invalid(key, fmt.Sprintf("%q: %v", t.Subnet, err))
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+func (t rangeText) parse() (r span, err error) {
+	if r.prefix, err = netip.ParsePrefix(t.Subnet); err != nil {
+		return r, err
+	}
+	if err := validateRange(r.prefix); err != nil {
+		return r, err
+	}
+	if t.Gateway != "" {
+		return r, fmt.Errorf("gateway %.80s: pods of this network have %s and %s for a gateway; leave it out", t.Gateway, gateway4, gateway6)
+	}
+	for _, end := range []struct {
+		key, text string
+		to        *netip.Addr
+	}{{"rangeStart", t.RangeStart, &r.first}, {"rangeEnd", t.RangeEnd, &r.last}} {
+		if end.text == "" {
+			continue
+		}
+		a, err := parseAddr(end.text)
+		if err != nil || !r.prefix.Contains(a) {
+			return r, fmt.Errorf("%s %.80q is not an address in it", end.key, end.text)
+		}
+		*end.to = a
+	}
+	if r.first.IsValid() && r.last.IsValid() && r.last.Less(r.first) {
+		return r, fmt.Errorf("rangeStart %s is behind rangeEnd %s", r.first, r.last)
+	}
+	return r, nil
+}
+
+func validateTable(name string) error {
+	if len(name) > 64 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%.80q cannot name an nft table", name)
+	}
+	return nil
 }
 
 func (c *conf) readPrevResult() error {
@@ -124,109 +229,4 @@ func (c *conf) readPrevResult() error {
 
 func invalid(key, why string) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, "invalid network configuration", key+": "+why)
-}
-
-// args are the CNI_ARGS this plugin understands.
-type args struct {
-	pod  PodRef
-	ips  []string
-	mac  string
-	last string // sandbox, for nothing but being known
-}
-
-// maxArg bounds a value; Kubernetes' longest names have 253 bytes.
-const maxArg = 1024
-
-// parseArgs reads CNI_ARGS: KEY=VALUE pairs parted by semicolons. A key that
-// is not known is an error unless IgnoreUnknown is set, as for other plugins.
-func parseArgs(s string) (args, error) {
-	var a args
-	var unknown []string
-	ignore := false
-	for pair := range strings.SplitSeq(s, ";") {
-		if pair == "" {
-			continue
-		}
-		key, value, ok := strings.Cut(pair, "=")
-		if !ok || len(value) > maxArg {
-			return args{}, badArgs("%.80q is not KEY=VALUE with at most %d bytes", pair, maxArg)
-		}
-		switch key {
-		case "IgnoreUnknown":
-			v := strings.ToLower(value)
-			ignore = v == "1" || v == "true"
-		case "K8S_POD_NAMESPACE":
-			a.pod.Namespace = value
-		case "K8S_POD_NAME":
-			a.pod.Name = value
-		case "K8S_POD_UID":
-			a.pod.UID = value
-		case "K8S_POD_INFRA_CONTAINER_ID":
-			a.last = value
-		case "IP":
-			a.ips = strings.Split(value, ",")
-		case "MAC":
-			a.mac = value
-		default:
-			unknown = append(unknown, key)
-		}
-	}
-	if len(unknown) > 0 && !ignore {
-		return args{}, badArgs("unknown key %.80q (IgnoreUnknown=1 allows it)", unknown[0])
-	}
-	return a, nil
-}
-
-func badArgs(format string, v ...any) error {
-	return types.NewError(types.ErrInvalidEnvironmentVariables, "invalid CNI_ARGS", fmt.Sprintf(format, v...))
-}
-
-// wishes are the addresses and the MAC that were asked for, by whichever of
-// the three ways a runtime has; the more specific one wins.
-func (c *conf) wishes(a args) (ips []netip.Addr, mac rtnl.MAC, err error) {
-	texts, macText := a.ips, a.mac
-	for _, w := range []asked{c.Args.CNI, c.RuntimeConfig} {
-		if len(w.IPs) > 0 {
-			texts = w.IPs
-		}
-		if w.MAC != "" {
-			macText = w.MAC
-		}
-	}
-	for _, s := range texts {
-		a, err := parseAddr(s)
-		if err != nil {
-			return nil, mac, invalid("ips", err.Error())
-		}
-		for _, other := range ips {
-			if other.Is4() == a.Is4() {
-				return nil, mac, invalid("ips", fmt.Sprintf("%s and %s are of one family: want at most one of each", other, a))
-			}
-		}
-		ips = append(ips, a)
-	}
-	if macText != "" {
-		if mac, err = parseMAC(macText); err != nil {
-			return nil, mac, invalid("mac", err.Error())
-		}
-	}
-	return ips, mac, nil
-}
-
-// parseAddr takes 10.1.2.3 and 10.1.2.3/24 alike.
-func parseAddr(s string) (netip.Addr, error) {
-	bare, _, _ := strings.Cut(s, "/")
-	a, err := netip.ParseAddr(bare)
-	if err != nil || a.Zone() != "" {
-		return a, fmt.Errorf("%.80q is not an address like 10.244.1.5 or fd00::5", s)
-	}
-	return a.Unmap(), nil
-}
-
-func parseMAC(s string) (mac rtnl.MAC, err error) {
-	hw, err := net.ParseMAC(s)
-	if err != nil || len(hw) != len(mac) || hw[0]&1 != 0 {
-		return mac, fmt.Errorf("%.80q is not a unicast Ethernet address like 0e:12:34:56:78:9a", s)
-	}
-	return rtnl.MAC(hw), nil
 }

@@ -39,7 +39,7 @@ func FuzzArgs(f *testing.F) {
 			return
 		}
 		c := &conf{}
-		if _, _, err := c.wishes(a); err != nil {
+		if _, err := c.wishes(a); err != nil {
 			wantCoded(t, err)
 		}
 	})
@@ -60,7 +60,7 @@ func FuzzConf(f *testing.F) {
 			wantCoded(t, err)
 			return
 		}
-		if _, _, err := c.wishes(args{}); err != nil {
+		if _, err := c.wishes(args{}); err != nil {
 			wantCoded(t, err)
 		}
 		p := pool{ranges: c.ranges, reserved: c.reserved}

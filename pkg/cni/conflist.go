@@ -34,6 +34,9 @@ type Network struct {
 	DataDir string
 	// ReadyFile, if set, makes STATUS depend on the daemon: see the plugin's README.
 	ReadyFile string
+	// Table of the firewall in which pods are admitted and have their host
+	// ports; empty for none.
+	Table string
 }
 
 // conflist is the network configuration list of the CNI specification 1.1,
@@ -52,6 +55,7 @@ type conflistPlugin struct {
 	MTU          int             `json:"mtu,omitempty"`
 	DataDir      string          `json:"dataDir"`
 	ReadyFile    string          `json:"readyFile,omitempty"`
+	Table        string          `json:"table,omitempty"`
 	Capabilities map[string]bool `json:"capabilities"`
 }
 
@@ -70,12 +74,7 @@ func WriteConflist(path string, n Network) (changed bool, err error) {
 }
 
 func (n Network) conflist() ([]byte, error) {
-	if n.Name == "" {
-		n.Name = "meshd"
-	}
-	if n.DataDir == "" {
-		n.DataDir = DefaultDataDir
-	}
+	n.setDefaults()
 	if err := n.validate(); err != nil {
 		return nil, fmt.Errorf("network %s: %w", n.Name, err)
 	}
@@ -84,12 +83,30 @@ func (n Network) conflist() ([]byte, error) {
 		CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"},
 		Name:        n.Name,
 		Plugins: []conflistPlugin{{
-			Type: PluginType, Ranges: n.PodCIDRs, MTU: n.MTU, DataDir: n.DataDir, ReadyFile: n.ReadyFile,
-			Capabilities: map[string]bool{"ips": true, "mac": true},
+			Type: PluginType, Ranges: n.PodCIDRs, MTU: n.MTU, DataDir: n.DataDir, ReadyFile: n.ReadyFile, Table: n.Table,
+			Capabilities: n.capabilities(),
 		}},
 	}
 	text, err := json.MarshalIndent(list, "", "  ")
 	return append(text, '\n'), err
+}
+
+func (n *Network) setDefaults() {
+	if n.Name == "" {
+		n.Name = "meshd"
+	}
+	if n.DataDir == "" {
+		n.DataDir = DefaultDataDir
+	}
+}
+
+// capabilities are those a runtime may use. Ranges and DNS are the node's.
+func (n Network) capabilities() map[string]bool {
+	c := map[string]bool{"ips": true, "mac": true, "bandwidth": true, capabilityAnnotations: true}
+	if n.Table != "" {
+		c["portMappings"] = true
+	}
+	return c
 }
 
 func (n Network) validate() error {
@@ -104,18 +121,29 @@ func (n Network) validate() error {
 	if !filepath.IsAbs(n.DataDir) {
 		return fmt.Errorf("data directory %q: want an absolute path", n.DataDir)
 	}
-	return validateMTU(n.MTU, n.PodCIDRs)
+	if err := validateTable(n.Table); err != nil {
+		return err
+	}
+	return validateMTU(n.MTU, spans(n.PodCIDRs))
+}
+
+func spans(ps []netip.Prefix) []span {
+	all := make([]span, len(ps))
+	for i, p := range ps {
+		all[i].prefix = p
+	}
+	return all
 }
 
 // validateMTU refuses what the kernel would take and then silently run
 // without IPv6.
-func validateMTU(mtu int, ranges []netip.Prefix) error {
+func validateMTU(mtu int, ranges []span) error {
 	if mtu == 0 {
 		return nil
 	}
 	least := 576
 	for _, p := range ranges {
-		if p.Addr().Is6() {
+		if p.prefix.Addr().Is6() {
 			least = mesh.MinMTU
 		}
 	}

@@ -44,6 +44,8 @@ func TestConflist(t *testing.T) {
       "mtu": 1420,
       "dataDir": "/var/lib/meshd/cni",
       "capabilities": {
+        "bandwidth": true,
+        "io.kubernetes.cri.pod-annotations": true,
         "ips": true,
         "mac": true
       }

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"meshd.dev/pkg/mesh"
 )
 
 // changing are the system calls by which the plugin changes anything, and
@@ -162,7 +164,7 @@ func TestWhateverDies(t *testing.T) {
 			l.recover(next, pod, stdin)
 			l.wantNoDouble(when + " (after)")
 			removePod(pod)
-			if _, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir}, nil); err != nil {
+			if _, err := Sweep(context.Background(), SweepConfig{Table: mesh.FirewallTable, DataDir: l.dataDir}, nil); err != nil {
 				t.Errorf("%s: sweep: %v", when, err)
 			}
 			l.wantOnly(when, "other")
@@ -195,7 +197,7 @@ func (l *lab) recover(next, pod, stdin string) {
 		l.recover("DEL", pod, stdin)
 	case "sweep": // the runtime died too, and the namespace went
 		removePod(pod)
-		if _, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir, Grace: 1}, func(r Record) bool { return r.ContainerID == "other" }); err != nil {
+		if _, err := Sweep(context.Background(), SweepConfig{Table: mesh.FirewallTable, DataDir: l.dataDir, Grace: 1}, func(r Record) bool { return r.ContainerID == "other" }); err != nil {
 			l.t.Errorf("sweep: %v", err)
 		}
 	default:

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -34,7 +35,7 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 		ns.Close()
 		remove = disableLink
 	}
-	s := openStore(c.DataDir, c.Name)
+	s := c.store()
 	for range maxTries {
 		n, ok, err := s.find(cmd.ContainerID, cmd.IfName)
 		if err != nil {
@@ -50,8 +51,14 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 		if err != nil {
 			return err
 		}
-		defer h.release()
-		return h.detach(host, remove)
+		r, err := h.record()
+		if err == nil {
+			err = h.detach(host, r, remove)
+		}
+		h.release()
+		if err != nil || r.HostLocal == "" {
+			return err
+		} // else there may be a record for each of its addresses
 	}
 	return errBusy
 }
@@ -68,8 +75,14 @@ func deleteLink(host *rtnl.Conn, name string) error {
 // detach takes an attachment out of the kernel and then out of the store,
 // never the other way round: an address comes back only when nothing answers
 // for it.
-func (h *held) detach(host *rtnl.Conn, remove func(*rtnl.Conn, string) error) error {
+func (h *held) detach(host *rtnl.Conn, r Record, remove func(*rtnl.Conn, string) error) error {
 	if err := remove(host, HostLink(h.name.containerID, h.name.ifName)); err != nil {
+		return err
+	}
+	if err := r.withdraw(); err != nil {
+		return err
+	}
+	if err := r.removeHostLocal(); err != nil {
 		return err
 	}
 	return h.free()
@@ -85,12 +98,15 @@ func (p *plugin) gc(c *conf, _ *skel.CmdArgs) error {
 	valid := func(containerID, ifName string) bool {
 		return slices.Contains(c.ValidAttachments, types.GCAttachment{ContainerID: containerID, IfName: ifName})
 	}
-	s := openStore(c.DataDir, c.Name)
+	s := c.store()
+	var failed []error
+	if c.complete() == nil {
+		failed = append(failed, s.importForGC(c.ranges))
+	}
 	names, _, err := s.names()
 	if err != nil {
 		return err
 	}
-	var failed []error
 	for _, n := range names {
 		if valid(n.containerID, n.ifName) {
 			continue
@@ -99,8 +115,34 @@ func (p *plugin) gc(c *conf, _ *skel.CmdArgs) error {
 			failed = append(failed, err)
 		}
 	}
-	_, _, err = orphans(host, SweepConfig{DataDir: c.DataDir}, func(r Record) bool { return valid(r.ContainerID, r.IfName) })
-	return errors.Join(append(failed, err)...)
+	w := sweeper{SweepConfig: SweepConfig{DataDir: c.DataDir, Table: c.Table}, host: host,
+		live: func(r Record) bool { return valid(r.ContainerID, r.IfName) }}
+	return errors.Join(append(failed, w.orphans())...)
+}
+
+// importForGC makes records of host-local's files, so that GC sees them.
+func (s store) importForGC(ranges []span) error {
+	files, err := s.hostLocalFiles()
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	bootID, err := readBootID()
+	if err != nil {
+		return err
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, _, err = s.importHostLocal(bootID, within(ranges), false)
+	return err
+}
+
+func within(ranges []span) func(netip.Addr) bool {
+	return func(a netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(r span) bool { return r.contains(a) })
+	}
 }
 
 // detachIdle detaches an attachment that nobody works on.
@@ -113,5 +155,9 @@ func (s store) detachIdle(host *rtnl.Conn, n recordName) error {
 		return err
 	}
 	defer h.release()
-	return h.detach(host, deleteLink)
+	r, err := h.record()
+	if err != nil {
+		return err
+	}
+	return h.detach(host, r, deleteLink)
 }

@@ -20,6 +20,9 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/datapath/firewall"
+	"meshd.dev/pkg/mesh"
 )
 
 // The plan of every test here: the node's pod CIDRs are 10.244.1.0/24 and
@@ -59,6 +62,31 @@ type lab struct {
 	list    *libcni.NetworkConfigList
 	host    *os.File // its namespace
 	network Network
+	// firewall is meshd's part.
+	firewall *firewall.Table
+}
+
+// applyFirewall is one round of the daemon.
+func (l *lab) applyFirewall() {
+	l.t.Helper()
+	l.mustBeHost()
+	own := mesh.Node{PodCIDRs: l.network.PodCIDRs}
+	_, err := l.firewall.Apply(l.t.Context(), firewall.Config{
+		Device: mesh.Device, PodLinks: mesh.PodLinkPrefix, PodCIDRs: own.PodCIDRs, MeshAddrs: own.MeshAddrs(), Cluster: own.PodCIDRs})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// elements are all there are of pods in the firewall.
+func (l *lab) elements() []mesh.SetElement {
+	l.t.Helper()
+	l.mustBeHost()
+	all, err := podElements(mesh.FirewallTable)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return all
 }
 
 // newLab makes the test's own goroutine live in the host's namespace.
@@ -85,9 +113,12 @@ func newLab(t *testing.T, edit ...func(*Network)) *lab {
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
 		MTU:      1420, DataDir: l.dataDir,
 	}
+	l.network.Table = mesh.FirewallTable
 	for _, f := range edit {
 		f(&l.network)
 	}
+	l.firewall = firewall.New(nil, func() ([]mesh.LocalPod, error) { return Attached(l.dataDir) })
+	l.applyFirewall()
 	path := filepath.Join(t.TempDir(), "10-meshd.conflist")
 	if _, err := WriteConflist(path, l.network); err != nil {
 		t.Fatal(err)
@@ -281,6 +312,9 @@ func (l *lab) wantClean() {
 	if got := lines(l.t, "ip", "route", "show", "proto", "78"); len(got) != 0 {
 		l.t.Errorf("routes left behind: %v", got)
 	}
+	if got := l.elements(); len(got) != 0 {
+		l.t.Errorf("left in the firewall: %q", got)
+	}
 }
 
 func wantCode(t *testing.T, err error, code uint, word string) {
@@ -315,6 +349,7 @@ func (l *lab) raw(env []string, stdin string) (stdout string, code int) {
 func (l *lab) stdin(version string, more map[string]any) string {
 	c := map[string]any{
 		"cniVersion": version, "name": "meshd", "type": PluginType, "mtu": l.network.MTU, "dataDir": l.dataDir, "ranges": l.network.PodCIDRs,
+		"table": l.network.Table, "hostLocalDir": filepath.Join(l.dataDir, "no-host-local"),
 	}
 	for k, v := range more {
 		c[k] = v

@@ -36,12 +36,24 @@ type Record struct {
 	HostLink string `json:"hostLink"`
 	// MAC of the pod's end.
 	MAC string `json:"mac"`
+	// Table of the firewall in which the pod is admitted; empty: in none.
+	Table string `json:"table,omitempty"`
+	// HostPorts that lead to the pod.
+	HostPorts []mesh.HostPort `json:"hostPorts,omitempty"`
+	// ToPod and FromPod limit the rate.
+	ToPod   limit `json:"toPod,omitzero"`
+	FromPod limit `json:"fromPod,omitzero"`
+	// HostLocal is host-local's file from which the attachment was taken over.
+	HostLocal string `json:"hostLocal,omitempty"`
 	// Since is when the attachment was made, for people to read. Uptime is
 	// the same in CLOCK_BOOTTIME, for arithmetic: it never goes back.
 	Since  time.Time     `json:"since"`
 	Uptime time.Duration `json:"uptime"`
 	// Checksum is the CRC-32 (Castagnoli) of the record without it.
 	Checksum string `json:"checksum"`
+
+	// corrupt: nothing is known but what the file's name says.
+	corrupt bool
 }
 
 // PodRef names the Kubernetes pod behind an attachment.
@@ -131,6 +143,12 @@ func decodeRecord(name recordName, text []byte) (Record, error) {
 		return Record{}, fmt.Errorf("%w: it is about %s", errCorrupt, have)
 	}
 	return r, nil
+}
+
+// record is what a name alone says, for content that cannot be trusted.
+func (n recordName) record(network string) Record {
+	return Record{Network: network, ContainerID: n.containerID, IfName: n.ifName, Addresses: n.addresses,
+		HostLink: HostLink(n.containerID, n.ifName), Table: mesh.FirewallTable, corrupt: true}
 }
 
 func (r Record) name() recordName {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,11 +17,14 @@ func (p *plugin) status(c *conf, _ *skel.CmdArgs) error {
 	if err := c.complete(); err != nil {
 		return notReady(err)
 	}
-	s := openStore(c.DataDir, c.Name)
+	s := c.store()
 	if err := s.writable(); err != nil {
 		return notReady(err)
 	}
 	if err := c.daemonReady(); err != nil {
+		return notReady(err)
+	}
+	if err := firewallReady(c.Table); err != nil {
 		return notReady(err)
 	}
 	return s.hasRoom(c)
@@ -67,15 +69,9 @@ func (c *conf) daemonReady() error {
 
 // hasRoom reports an exhausted range before a pod finds out.
 func (s store) hasRoom(c *conf) error {
-	names, _, err := s.names()
+	p, err := s.pool(c.ranges, c.reserved, 0)
 	if err != nil {
 		return notReady(err)
-	}
-	p := pool{ranges: c.ranges, reserved: c.reserved, held: map[netip.Addr]recordName{}, now: uptime()}
-	for _, n := range names {
-		for _, a := range n.addresses {
-			p.held[a] = n
-		}
 	}
 	if _, err := p.choose(nil); err != nil {
 		return notReady(err)

@@ -33,6 +33,8 @@ const maxFreed = 512
 type store struct {
 	dir     string
 	network string
+	// hostLocal is where host-local keeps its networks; empty: nowhere.
+	hostLocal string
 }
 
 func openStore(dataDir, network string) store {
@@ -166,6 +168,15 @@ func (h *held) read() (Record, error) {
 	return r, err
 }
 
+// record is the content, or what the name says if it cannot be trusted.
+func (h *held) record() (Record, error) {
+	r, err := h.read()
+	if errors.Is(err, errCorrupt) {
+		return h.name.record(h.store.network), nil
+	}
+	return r, err
+}
+
 // free gives the addresses back. They rest in quarantine. Nothing is synced:
 // a power cut that undoes the rename also ends the boot the record is of.
 func (h *held) free() error {
@@ -226,7 +237,7 @@ func (s store) freed() (files []string, at map[netip.Addr]time.Duration, err err
 // request is what a new attachment wants from the store.
 type request struct {
 	record     Record // without addresses
-	ranges     []netip.Prefix
+	ranges     []span
 	reserved   []netip.Addr
 	requested  []netip.Addr
 	quarantine time.Duration
@@ -263,15 +274,12 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 	if _, _, err := s.enterBoot(q.record.BootID); err != nil {
 		return nil, r, false, err
 	}
-	// Records first: DEL moves one to freed without the lock, and so it is
-	// seen at least once.
-	names, stale, err := s.names()
+	p, err := s.pool(q.ranges, q.reserved, q.quarantine)
 	if err != nil {
 		return nil, r, false, err
 	}
-	s.removeStale(stale)
-	p := pool{ranges: q.ranges, reserved: q.reserved, quarantine: q.quarantine, now: uptime(), held: make(map[netip.Addr]recordName, 2*len(names))}
-	for _, n := range names {
+	s.removeStale(p.stale)
+	for _, n := range p.names {
 		if n.is(q.record.ContainerID, q.record.IfName) {
 			if h, err = s.hold(n, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 				err = errExists
@@ -282,15 +290,8 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 			return nil, r, false, fmt.Errorf("%s of container %s would share the link name %s with container %s: one in 2^48, try another ID",
 				q.record.IfName, q.record.ContainerID, q.record.HostLink, n.containerID)
 		}
-		for _, a := range n.addresses {
-			p.held[a] = n
-		}
 	}
-	var files []string
-	if files, p.freed, err = s.freed(); err != nil {
-		return nil, r, false, err
-	}
-	s.forget(files)
+	s.forget(p.freedFiles)
 	r = q.record
 	if r.Addresses, err = p.choose(q.requested); err != nil {
 		return nil, r, false, err
@@ -302,6 +303,31 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 	r.Network, r.Since, r.Uptime = s.network, time.Now().UTC().Truncate(time.Second), p.now
 	h, err = s.create(r)
 	return h, r, reused, err
+}
+
+// pool reads all there is to know for choosing addresses.
+func (s store) pool(ranges []span, reserved []netip.Addr, quarantine time.Duration) (p pool, err error) {
+	p = pool{ranges: ranges, reserved: reserved, quarantine: quarantine, now: uptime()}
+	// Records first: DEL moves one to freed without the lock, and so it is
+	// seen at least once.
+	if p.names, p.stale, err = s.names(); err != nil {
+		return p, err
+	}
+	p.held = make(map[netip.Addr]recordName, 2*len(p.names))
+	foreign, err := s.hostLocalFiles()
+	if err != nil {
+		return p, err
+	}
+	for _, f := range foreign {
+		p.held[f.addr] = recordName{addresses: []netip.Addr{f.addr}, containerID: "of host-local, see " + f.path}
+	}
+	for _, n := range p.names {
+		for _, a := range n.addresses {
+			p.held[a] = n
+		}
+	}
+	p.freedFiles, p.freed, err = s.freed()
+	return p, err
 }
 
 // create writes a record, whole and locked from before it can be seen.
@@ -388,7 +414,7 @@ func (s store) voidOtherBoots(bootID string) (voided []Record, corrupt []string,
 			err = h.setAside()
 			corrupt = append(corrupt, s.path(h.name.String()))
 		case r.BootID != bootID:
-			err = h.discard()
+			err = h.void(r)
 			voided = append(voided, r)
 		}
 		h.release()

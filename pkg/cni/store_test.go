@@ -15,7 +15,7 @@ import (
 
 func testRequest(id string) request {
 	return request{
-		ranges:     []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
+		ranges:     spans([]netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}),
 		quarantine: 10 * time.Second,
 		record: Record{ContainerID: id, IfName: "eth0", Netns: "/run/netns/" + id, BootID: "boot-a",
 			Pod: PodRef{Namespace: "default", Name: id}, HostLink: HostLink(id, "eth0"), MAC: "0e:00:00:00:00:01"},

@@ -7,12 +7,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"meshd.dev/pkg/cni/rtnl"
+	"meshd.dev/pkg/mesh"
 )
 
 func (l *lab) sweep(live func(Record) bool) Report {
 	l.t.Helper()
 	l.mustBeHost()
-	report, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir, Grace: 1}, live)
+	report, err := Sweep(context.Background(), SweepConfig{Table: mesh.FirewallTable, DataDir: l.dataDir, Grace: 1}, live)
 	if err != nil {
 		l.t.Fatalf("sweep: %v", err)
 	}
@@ -38,9 +41,11 @@ func TestSweepTakesTheDeadAndLeavesTheLiving(t *testing.T) {
 	// The namespace goes without a DEL; the kernel deletes the link on its own
 	// time, and so the test does it.
 	removePod(dead)
-	_ = deleteLinkNamed(t, HostLink("dead", "eth0"))
+	if err := deleteLinkNamed(t, HostLink("dead", "eth0")); err != nil {
+		t.Fatal(err)
+	}
 
-	dry, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir, DryRun: true}, nil)
+	dry, err := Sweep(context.Background(), SweepConfig{Table: mesh.FirewallTable, DataDir: l.dataDir, DryRun: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,14 +65,15 @@ func TestSweepTakesTheDeadAndLeavesTheLiving(t *testing.T) {
 	l.mustDel(rt("living", living))
 }
 
+// deleteLinkNamed deletes a link unless the kernel was first.
 func deleteLinkNamed(t *testing.T, name string) error {
 	t.Helper()
-	for _, line := range lines(t, "ip", "-br", "link") {
-		if strings.HasPrefix(line, name) {
-			run(t, "ip", "link", "del", name)
-		}
+	host, err := rtnl.Open()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return nil
+	defer host.Close()
+	return deleteLink(host, name)
 }
 
 func TestSweepBelievesTheLinkOverAMissingPath(t *testing.T) {
@@ -87,7 +93,7 @@ func TestSweepBelievesTheLinkOverAMissingPath(t *testing.T) {
 		t.Errorf("the runtime calls it live: %+v, want it kept", r)
 	}
 	unknown := func(Record) bool { return false }
-	if r, err := Sweep(context.Background(), SweepConfig{DataDir: l.dataDir}, unknown); err != nil || r.Kept != 1 {
+	if r, err := Sweep(context.Background(), SweepConfig{Table: mesh.FirewallTable, DataDir: l.dataDir}, unknown); err != nil || r.Kept != 1 {
 		t.Errorf("the runtime does not know it yet: %+v, %v, want it kept", r, err)
 	}
 	if r := l.sweep(unknown); !slices.Equal(freedIDs(r), []string{"hidden"}) {

@@ -58,6 +58,22 @@ func (c *Client) List(ctx context.Context) (map[types.UID]*Pod, error) {
 	return pods, nil
 }
 
+// Sandboxes are the IDs of all that are ready, whoever made them.
+func (c *Client) Sandboxes(ctx context.Context) (map[string]bool, error) {
+	r, err := call(ctx, quick, "list sandboxes", func(ctx context.Context) (*cri.ListPodSandboxResponse, error) {
+		return c.rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{
+			State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}}})
+	})
+	if err != nil {
+		return nil, err
+	}
+	ready := make(map[string]bool, len(r.Items))
+	for _, s := range r.Items {
+		ready[s.Id] = true
+	}
+	return ready, nil
+}
+
 // Died notes a death that CRI will show only when the runtime has cleaned up
 // behind it, some 50 ms later.
 func (c *Client) Died(e Exit) {

@@ -70,6 +70,11 @@ func (c *Conn) Do(ops ...Op) error {
 	if len(ops) == 0 {
 		return nil
 	}
+	return c.do(ops, len(ops)-1)
+}
+
+// do asks for an answer to ops[last].
+func (c *Conn) do(ops []Op, last int) error {
 	first := c.seq + 1
 	var b []byte
 	for i, op := range ops {
@@ -77,7 +82,7 @@ func (c *Conn) Do(ops ...Op) error {
 		m := message{b: b, start: len(b)}
 		op.encode(&m)
 		flags := uint16(unix.NLM_F_REQUEST)
-		if i == len(ops)-1 {
+		if i == last {
 			flags |= unix.NLM_F_ACK // errors come without it
 		}
 		b = m.finish(flags, c.seq)
@@ -85,7 +90,7 @@ func (c *Conn) Do(ops ...Op) error {
 	if err := unix.Sendto(c.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("%s: send: %w", ops[0], err)
 	}
-	return c.collect(ops, first)
+	return c.collect(ops[:last+1], first)
 }
 
 // collect reads answers until the last op's has come.

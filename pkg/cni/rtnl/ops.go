@@ -77,7 +77,10 @@ type LinkSet struct {
 	// a service), Linux would tell the pod to do without us, and for a second
 	// after that tell it of no error.
 	StrictIPv4 bool
-	Alias      string
+	// LocalNet lets packets from and to 127.0.0.0/8 over the link. With
+	// StrictIPv4 only.
+	LocalNet bool
+	Alias    string
 }
 
 func (o LinkSet) String() string {
@@ -97,6 +100,9 @@ func (o LinkSet) String() string {
 	if o.StrictIPv4 {
 		s += fmt.Sprintf("; sysctl net.ipv4.conf.%[1]s.rp_filter=1 net.ipv4.conf.%[1]s.accept_redirects=0 net.ipv4.conf.%[1]s.send_redirects=0", o.Name)
 	}
+	if o.LocalNet {
+		s += fmt.Sprintf(" net.ipv4.conf.%s.route_localnet=1", o.Name)
+	}
 	return s
 }
 
@@ -105,6 +111,7 @@ const (
 	devconfAcceptRedirects = 4
 	devconfSendRedirects   = 6
 	devconfRPFilter        = 8
+	devconfRouteLocalnet   = 26
 	inetConf               = 1 // IFLA_INET_CONF
 	inet6AddrGenMode       = 8 // IFLA_INET6_ADDR_GEN_MODE
 	addrGenModeNone        = 1 // IN6_ADDR_GEN_MODE_NONE
@@ -135,6 +142,9 @@ func (o LinkSet) encode(m *message) {
 					m.attrUint32(devconfAcceptRedirects, 0)
 					m.attrUint32(devconfSendRedirects, 0)
 					m.attrUint32(devconfRPFilter, 1)
+					if o.LocalNet {
+						m.attrUint32(devconfRouteLocalnet, 1)
+					}
 				})
 			})
 		}

@@ -141,7 +141,12 @@ func TestForgetConnections(t *testing.T) {
 	if !strings.Contains(before, "10.0.0.2") || !strings.Contains(before, "10.0.0.3") {
 		t.Fatalf("no connections to forget: %q", before)
 	}
-	if err := ForgetConnections([]netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}); err != nil {
+	nf, err := OpenNetfilter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nf.Close()
+	if err := nf.ForgetConnections([]netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}); err != nil {
 		t.Fatal(err)
 	}
 	if after := connections(t); strings.Contains(after, "10.0.0.2") || !strings.Contains(after, "10.0.0.3") {

@@ -46,6 +46,7 @@ func localPodsOf() ([]mesh.LocalPod, error) {
 			{Protocol: mesh.TCP, HostPort: 8080, Port: 80},
 			{HostIP: a("127.0.0.1"), Protocol: mesh.UDP, HostPort: 5353, Port: 53}}},
 		{Link: "mshb", Addrs: []netip.Addr{a("10.244.1.3")}},
+		{Link: "mshp0", Addrs: []netip.Addr{a("10.244.1.2")}}, // of tests that have one
 	}, nil
 }
 

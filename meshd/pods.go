@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"meshd.dev/pkg/agent/runtime"
+	"meshd.dev/pkg/cni"
+	"meshd.dev/pkg/datapath"
+	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/reconcile"
+)
+
+// The CNI plugin attaches pods without asking the daemon. What the daemon does
+// about them it does afterwards: it keeps their elements in the firewall, gives
+// back what died without a DEL, and says when addresses run out.
+
+const (
+	sweepInterval = time.Minute
+	// addressResync is how often the addresses are counted when no record
+	// came or went.
+	addressResync = 10 * time.Second
+)
+
+func (n *node) network(net datapath.Network) cni.Network {
+	return cni.Network{PodCIDRs: net.PodCIDRs, MTU: net.MTU, DataDir: n.cfg.state("cni"), Table: mesh.FirewallTable}
+}
+
+// attached lists the pods of this machine for the firewall.
+func (n *node) attached() ([]mesh.LocalPod, error) { return cni.Attached(n.cfg.state("cni")) }
+
+// own is the pod network of this node as far as the cluster's state says it;
+// nil before.
+func (n *node) own() *cni.Network {
+	state := n.window.State()
+	if state == nil {
+		return nil
+	}
+	self, _ := state.Node(n.cfg.NodeName)
+	if len(self.PodCIDRs) == 0 {
+		return nil
+	}
+	net := n.network(datapath.Network{PodCIDRs: self.PodCIDRs})
+	return &net
+}
+
+// sweep gives back what pods left behind that are no more.
+func (n *node) sweep(ctx context.Context) {
+	cfg := cni.SweepConfig{DataDir: n.cfg.state("cni"), Table: mesh.FirewallTable, Import: n.own()}
+	report, err := cni.Sweep(ctx, cfg, n.known(ctx))
+	if err != nil {
+		n.log.Warn("sweep of pod addresses", "err", err)
+	}
+	n.board.Report("cni/sweep", err, "what is named could not be given back; look at "+cfg.DataDir)
+	for _, line := range report.Lines() {
+		n.log.Info("swept", "what", line)
+	}
+	if len(report.Corrupt) > 0 {
+		n.log.Error("records that cannot be read", "files", report.Corrupt)
+		n.board.Fail("cni/records", "cannot be read: "+strings.Join(report.Corrupt, ", "),
+			"their addresses stay taken; a record goes with its pod, a file of host-local when you remove it")
+		return
+	}
+	n.board.OK("cni/records")
+}
+
+// known says which containers the runtime has; nil when it cannot be asked,
+// and then namespaces and links decide alone. Attachments of others than
+// Kubernetes are none of its business.
+func (n *node) known(ctx context.Context) func(cni.Record) bool {
+	client, err := runtime.Dial(n.cfg.CRI)
+	if err != nil {
+		return nil
+	}
+	defer client.Close()
+	ready, err := client.Sandboxes(ctx)
+	if err != nil {
+		n.log.Debug("sweep without the container runtime", "err", err)
+		return nil
+	}
+	return func(r cni.Record) bool { return ready[r.ContainerID] || r.Pod.Name == "" && r.HostLocal == "" }
+}
+
+// watchPods looks at the addresses whenever a record comes or goes, and has
+// the firewall look as well.
+func (n *node) watchPods(ctx context.Context) error {
+	count := reconcile.New(reconcile.Config{Name: "addresses", Do: n.countAddresses, Resync: addressResync, Log: n.log})
+	n.window.Subscribe(count.Kick)
+	dir := filepath.Join(n.cfg.state("cni"), "meshd")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("folder of pod records: %w", err)
+	}
+	watch, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch pod records: %w", err)
+	}
+	defer watch.Close()
+	if err := watch.Add(dir); err != nil {
+		return fmt.Errorf("watch pod records: %w", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- count.Run(ctx) }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case e, ok := <-watch.Events:
+			if ok && !strings.HasPrefix(filepath.Base(e.Name), ".") && !e.Has(fsnotify.Write|fsnotify.Chmod) {
+				count.Kick()
+				n.datapath.Kick()
+			}
+		case err := <-watch.Errors:
+			n.log.Debug("watch of pod records", "err", err) // events were lost: look
+			count.Kick()
+			n.datapath.Kick()
+		}
+	}
+}
+
+// countAddresses says on the board when a family has none left.
+func (n *node) countAddresses(context.Context) error {
+	net := n.own()
+	if net == nil {
+		return nil // kube/sync and datapath/state say why
+	}
+	usage, err := cni.Addresses(*net)
+	if err != nil {
+		return err
+	}
+	err = cni.Exhausted(usage)
+	if err != nil {
+		err = errors.Join(err, errors.New("new pods cannot start on this machine"))
+	}
+	n.board.Report("cni/addresses", err, "delete pods or move them to other machines; `meshctl pods` lists them, `meshctl gc --dry-run` what nobody uses. More per machine takes a larger node CIDR, which is set for the whole cluster")
+	return nil
+}

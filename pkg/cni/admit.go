@@ -1,0 +1,186 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/cni/rtnl"
+	"meshd.dev/pkg/mesh"
+)
+
+// The firewall lets nothing to or from a pod whose link and addresses are not
+// in its sets (mesh.PodSet). ADD puts them in, one transaction straight to the
+// kernel, before it routes anything to the pod; so a pod is never reachable
+// and unprotected, whether meshd runs or not. The host ports go with it. What
+// somebody flushes meshd brings back from the records; where the table is
+// missing, no pod is attached.
+
+// local is the pod as the firewall has to know it.
+func (r Record) local() mesh.LocalPod {
+	return mesh.LocalPod{Link: r.HostLink, Addrs: r.Addresses, HostPorts: r.HostPorts}
+}
+
+// admit puts the pod into the sets.
+func (r Record) admit() error {
+	if r.Table == "" {
+		return nil
+	}
+	nf, err := rtnl.OpenNetfilter()
+	if err != nil {
+		return err
+	}
+	defer nf.Close()
+	var ops []rtnl.Op
+	for _, e := range r.local().Elements() {
+		ops = append(ops, rtnl.ElementAdd{Table: r.Table, SetElement: e})
+	}
+	err = nf.Do(ops...)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return types.NewError(types.ErrTryAgainLater, "the firewall is not ready",
+			fmt.Sprintf("table inet %s is missing or not meshd's, and no pod goes without it: is meshd running? (%v)", r.Table, err))
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		return types.NewError(CodePortTaken, "host port is taken", fmt.Sprintf("another pod of this node has it (%v); see `meshctl pods`", err))
+	case err != nil:
+		return err
+	}
+	for _, p := range r.udpPorts() {
+		// Best effort: it is about flows that began before there was a pod.
+		_ = nf.ForgetFlows(p)
+	}
+	return nil
+}
+
+// withdraw takes everything of the pod out of the sets: nothing gets to it or
+// comes from it any more. It is done from the kernel's own list, so that it
+// holds for a record that cannot be read, and takes nothing of anybody else.
+func (r Record) withdraw() error {
+	if r.Table == "" {
+		return nil
+	}
+	nf, err := rtnl.OpenNetfilter()
+	if err != nil {
+		return err
+	}
+	defer nf.Close()
+	for range maxTries {
+		var ops []rtnl.Op
+		if ops, err = r.withdrawal(nf); err != nil {
+			break
+		}
+		if err = nf.Do(ops...); !errors.Is(err, unix.ENOENT) {
+			break // else meshd was first: look again
+		}
+	}
+	if errors.Is(err, unix.ENOENT) { // no such table: nothing to take out of it
+		return nil
+	}
+	if err == nil && len(r.HostPorts) > 0 {
+		err = nf.ForgetConnections(r.Addresses)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+			err = nil // a kernel that cannot pick them out
+		}
+	}
+	return err
+}
+
+func (r Record) withdrawal(nf *rtnl.Netfilter) (ops []rtnl.Op, err error) {
+	for _, e := range (mesh.LocalPod{Link: r.HostLink, Addrs: r.Addresses}).Elements() {
+		// Added first: then it is no error that it is not there.
+		ops = append(ops, rtnl.ElementAdd{Table: r.Table, SetElement: e}, rtnl.ElementDel{Table: r.Table, SetElement: e})
+	}
+	if len(r.HostPorts) == 0 && !r.corrupt {
+		return ops, nil
+	}
+	for _, a := range r.Addresses {
+		for _, base := range []string{mesh.HostPortMap, mesh.HairpinSet} {
+			have, err := nf.Elements(r.Table, base+familyDigit(a))
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range have {
+				if leadsTo(e, a) {
+					ops = append(ops, rtnl.ElementDel{Table: r.Table, SetElement: e})
+				}
+			}
+		}
+	}
+	return ops, nil
+}
+
+// leadsTo says whether a host port, or a hairpin, is the pod's with address a:
+// its first field is.
+func leadsTo(e mesh.SetElement, a netip.Addr) bool {
+	first := e.Value
+	if first == "" {
+		first = e.Key
+	}
+	b := a.AsSlice()
+	return len(first) >= len(b) && first[:len(b)] == string(b)
+}
+
+func familyDigit(a netip.Addr) string {
+	if a.Is4() {
+		return "4"
+	}
+	return "6"
+}
+
+func (r Record) udpPorts() []uint16 {
+	var ports []uint16
+	for _, p := range r.HostPorts {
+		if p.Protocol == mesh.UDP {
+			ports = append(ports, p.HostPort)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// notAdmitted lists what of the pod is not in the sets.
+func (r Record) notAdmitted() ([]string, error) {
+	if r.Table == "" {
+		return nil, nil
+	}
+	nf, err := rtnl.OpenNetfilter()
+	if err != nil {
+		return nil, err
+	}
+	defer nf.Close()
+	var missing []string
+	have := map[string][]mesh.SetElement{}
+	for _, e := range r.local().Elements() {
+		if _, read := have[e.Set]; !read {
+			if have[e.Set], err = nf.Elements(r.Table, e.Set); err != nil && !errors.Is(err, unix.ENOENT) {
+				return nil, err
+			}
+		}
+		if !slices.Contains(have[e.Set], e) {
+			missing = append(missing, fmt.Sprintf("element of set %s in table inet %s (firewall)", e.Set, r.Table))
+		}
+	}
+	return missing, nil
+}
+
+// firewallReady says whether a pod could be admitted.
+func firewallReady(table string) error {
+	if table == "" {
+		return nil
+	}
+	nf, err := rtnl.OpenNetfilter()
+	if err != nil {
+		return err
+	}
+	defer nf.Close()
+	for _, set := range []string{mesh.PodSet + "4", mesh.PodSet + "6"} {
+		if ok, err := nf.HasSet(table, set); err != nil || !ok {
+			return errors.Join(fmt.Errorf("table inet %s has no set %s: is meshd running?", table, set), err)
+		}
+	}
+	return nil
+}
