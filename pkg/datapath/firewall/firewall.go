@@ -52,6 +52,8 @@ type Group struct {
 	// Local are the endpoints on this node: pods that may reach themselves
 	// through a service.
 	Local []netip.Addr
+	// pod of this node, in groups the Table itself makes.
+	pod *mesh.LocalPod
 }
 
 // services of all groups.
@@ -80,7 +82,8 @@ type Service struct {
 
 // Table is the firewall of this node. Use New.
 type Table struct {
-	log *slog.Logger
+	log  *slog.Logger
+	pods *localPods
 
 	mu sync.Mutex
 	// known is the table as it was at generation gen of the kernel's rules;
@@ -95,12 +98,14 @@ type Table struct {
 	started bool
 }
 
-// New makes a Table; nothing happens yet.
-func New(log *slog.Logger) *Table {
+// New makes a Table; nothing happens yet. pods, if not nil, lists the pods
+// attached on this node, those that were attached first first: no other pod
+// sends or receives a packet. It is asked each time after the rules were read.
+func New(log *slog.Logger, pods func() ([]mesh.LocalPod, error)) *Table {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Table{log: log}
+	return &Table{log: log, pods: &localPods{read: pods}}
 }
 
 // Apply makes cfg so. When it returns a time, it wants to be called again
@@ -110,6 +115,9 @@ func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err err
 	defer t.mu.Unlock()
 	gen, err := t.refresh()
 	if err != nil {
+		return again, err
+	}
+	if cfg.Groups, err = t.pods.join(cfg.Groups); err != nil {
 		return again, err
 	}
 	want, ops, err := t.changes(cfg)
@@ -175,6 +183,11 @@ func (t *Table) Plan(cfg Config) ([]string, error) {
 	if _, err := t.refresh(); err != nil {
 		return nil, err
 	}
+	groups, err := t.pods.join(cfg.Groups)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Groups = groups
 	var lines []string
 	for _, op := range diff(newWish(cfg).table, t.known) {
 		lines = append(lines, op.String())

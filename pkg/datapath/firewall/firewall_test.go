@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -37,6 +38,18 @@ func config() Config {
 	}
 }
 
+// localPodsOf this node: one of both families with host ports, and one plain.
+func localPodsOf() ([]mesh.LocalPod, error) {
+	a := netip.MustParseAddr
+	return []mesh.LocalPod{
+		{Link: "mshaaaaaaaaaaaa", Addrs: []netip.Addr{a("10.244.1.2"), a("fd00:10:244:1::2")}, HostPorts: []mesh.HostPort{
+			{Protocol: mesh.TCP, HostPort: 8080, Port: 80},
+			{HostIP: a("127.0.0.1"), Protocol: mesh.UDP, HostPort: 5353, Port: 53}}},
+		{Link: "mshb", Addrs: []netip.Addr{a("10.244.1.3")}},
+		{Link: "mshp0", Addrs: []netip.Addr{a("10.244.1.2")}}, // of tests that have one
+	}, nil
+}
+
 // groups, one a service, and one for the local endpoints.
 func groups(services []Service, local ...netip.Addr) []*Group {
 	list := []*Group{{Local: local}}
@@ -50,10 +63,10 @@ func groups(services []Service, local ...netip.Addr) []*Group {
 // nothing to do.
 func apply(t *testing.T, cfg Config) {
 	t.Helper()
-	if _, err := New(nil).Apply(t.Context(), cfg); err != nil {
+	if _, err := New(nil, localPodsOf).Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	plan, err := New(nil).Plan(cfg)
+	plan, err := New(nil, localPodsOf).Plan(cfg)
 	if err != nil || len(plan) > 0 {
 		t.Errorf("the second time there is something to do: %q, %v", plan, err)
 	}
@@ -72,7 +85,16 @@ func TestTable(t *testing.T) {
 		`type filter hook prerouting priority raw; policy accept;`,
 		`iifname "msh*" jump pod`,
 		`icmpv6 type nd-router-advert drop`,
-		`fib saddr . iif oif 0 drop`,
+		`iifname . ip saddr @pod4 return`,
+		`oifname "msh*" oifname . ip6 daddr != @pod6 drop`,
+		`"mshaaaaaaaaaaaa" . 10.244.1.2`,
+		`"mshaaaaaaaaaaaa" . fd00:10:244:1::2`,
+		`0.0.0.0 . tcp . 8080 : 10.244.1.2 . 80`,
+		`127.0.0.1 . udp . 5353 : 10.244.1.2 . 53`,
+		`:: . tcp . 8080 : fd00:10:244:1::2 . 80`,
+		`dnat ip to ip daddr . meta l4proto . th dport map @hostport4`,
+		`iifname "msh*" oifname "msh*" ip saddr . ip daddr @hairpin4 masquerade`,
+		`oifname "msh*" ip saddr 127.0.0.0/8 masquerade`,
 		`ip saddr @cluster4 iifname != "mesh0*" iifname != "msh*" iifname != "lo" drop`,
 		`ip6 daddr @cluster6 oifname != "mesh0*" oifname != "msh*" oifname != "lo" drop`,
 		`oifname "mesh0*" tcp flags syn / syn,rst tcp option maxseg size set rt mtu`,
@@ -101,7 +123,7 @@ func TestPlanReadsLikeCommands(t *testing.T) {
 	dns.Endpoints = append(dns.Endpoints, netip.MustParseAddrPort("10.244.3.2:5353"))
 	cfg.Groups = append(cfg.Groups[:2:2], &Group{Services: []Service{dns}}, cfg.Groups[3], cfg.Groups[5], cfg.Groups[6])
 	cfg.Cluster = append(cfg.Cluster, netip.MustParsePrefix("10.245.0.0/24"))
-	plan, err := New(nil).Plan(cfg)
+	plan, err := New(nil, localPodsOf).Plan(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,6 +142,35 @@ nft delete chain inet meshd of4-2-sticky`
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	apply(t, cfg)
+}
+
+// What a service proxy beside us translates on the way out of this machine goes
+// to the pod; what would leave for a pod in clear does not.
+func TestTranslatedByOthersOnTheWayOut(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `
+		ip link add msh0 type veth peer name pod0; ip link set msh0 up; ip link set pod0 up
+		ip link add eth0 type veth peer name far0; ip link set eth0 up; ip link set far0 up
+		ip address add 192.0.2.1/24 dev eth0
+		ip route add default via 192.0.2.254
+		ip route add 10.244.1.2 dev msh0
+		nft add table ip theirs
+		nft 'add chain ip theirs out { type nat hook output priority -100; }'
+		nft 'add rule ip theirs out ip daddr 10.99.0.1 dnat to 10.244.1.2'
+		nft 'add chain ip theirs left { type filter hook postrouting priority 300; }'
+		nft 'add rule ip theirs left ip daddr 10.244.1.2 oifname msh0 counter'
+		nft 'add rule ip theirs left ip daddr 10.244.0.0/16 oifname eth0 counter'`)
+	cfg := config()
+	cfg.ServiceCIDRs = nil
+	apply(t, cfg)
+	testns.Sh(t, `nft add element inet meshd pod4 '{ "msh0" . 10.244.1.2 }'
+		bash -c 'echo >/dev/udp/10.99.0.1/9; echo >/dev/udp/10.244.9.9/9 2>/dev/null || true'`)
+	got := testns.Sh(t, "nft list chain ip theirs left")
+	for _, want := range []string{`oifname "msh0" counter packets 1 `, `oifname "eth0" counter packets 0 `} {
+		if !strings.Contains(got, want) {
+			t.Errorf("want %s in\n%s", want, got)
+		}
+	}
 }
 
 // From any mess to the wish; tables of others stay.
@@ -149,6 +200,11 @@ func TestMess(t *testing.T) {
 		"add element inet meshd svc4 { 10.96.0.78 . tcp . 80 : drop }",
 		"delete element inet meshd svc4 { 10.96.0.10 . udp . 53 }",
 		"delete element inet meshd self4 { 10.244.1.2 . 10.244.1.2 }",
+		`add element inet meshd pod4 { "mshc" . 10.244.1.4 }`,
+		`delete element inet meshd pod4 { "mshb" . 10.244.1.3 }`,
+		"flush set inet meshd pod6",
+		"flush map inet meshd hostport4",
+		"add element inet meshd hostport4 { 0.0.0.0 . tcp . 9 : 10.244.1.9 . 9 }",
 		"add set inet meshd more { type ipv4_addr; }",
 		"add chain inet meshd of4-9",
 		"add chain inet meshd hook { type filter hook input priority 0; policy drop; }",
@@ -178,7 +234,7 @@ func TestMess(t *testing.T) {
 // as the daemon does; the rules as read say so.
 func TestFromAnyToAny(t *testing.T) {
 	testns.New(t)
-	table, fresh := New(nil), New(nil)
+	table, fresh := New(nil, localPodsOf), New(nil, localPodsOf)
 	cfg := config()
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 3))
@@ -227,10 +283,57 @@ func randomGroup(r *rand.Rand, seed uint64) *Group {
 	return g
 }
 
+// What the plugin did meanwhile is in nobody's way, and records that cannot be
+// read take no pod away.
+func TestPodsComeAndGo(t *testing.T) {
+	testns.New(t)
+	var pods []mesh.LocalPod
+	var failing error
+	table := New(nil, func() ([]mesh.LocalPod, error) { return pods, failing })
+	failing = errors.New("disk on fire")
+	if _, err := table.Apply(t.Context(), config()); !errors.Is(err, failing) {
+		t.Errorf("nothing is known of the pods, and the table was written: %v", err)
+	}
+	failing = nil
+	pods, _ = localPodsOf()
+	step := func(when, want string, not ...string) {
+		t.Helper()
+		if _, err := table.Apply(t.Context(), config()); err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		got := list(t)
+		if !strings.Contains(got, want) {
+			t.Errorf("%s: no %s in\n%s", when, want, got)
+		}
+		for _, n := range not {
+			if strings.Contains(got, n) {
+				t.Errorf("%s: %s is still in\n%s", when, n, got)
+			}
+		}
+	}
+	step("both", `"mshb" . 10.244.1.3`)
+	failing = errors.New("disk on fire")
+	testns.Sh(t, "nft flush set inet meshd pod4")
+	step("flushed, and the records cannot be read", `"mshb" . 10.244.1.3`)
+	failing, pods = nil, pods[:1]
+	step("one went", "mshaaaaaaaaaaaa", `"mshb"`)
+	// The daemon wants to take away what the plugin took away already.
+	table.known.elements["pod4"][element{key: pods[0].Elements()[0].Key}] = ""
+	pods = nil
+	testns.Sh(t, "nft flush set inet meshd pod4")
+	step("all went", "set pod4", "mshaaaaaaaaaaaa", "8080")
+	// Of two that want a port the first has it.
+	pods, _ = localPodsOf()
+	pods[1].HostPorts = pods[0].HostPorts
+	step("two want a port", "0.0.0.0 . tcp . 8080 : 10.244.1.2 . 80", "8080 : 10.244.1.3")
+	pods = pods[1:]
+	step("the first went", "0.0.0.0 . tcp . 8080 : 10.244.1.3 . 80", "8080 : 10.244.1.2")
+}
+
 // Nothing is sent when nothing changed, nor when only others changed theirs.
 func TestUnchangedIsNotWritten(t *testing.T) {
 	testns.New(t)
-	table := New(nil)
+	table := New(nil, localPodsOf)
 	gens := []uint32{}
 	for range 3 {
 		if _, err := table.Apply(t.Context(), config()); err != nil {
@@ -276,7 +379,7 @@ func TestRanges(t *testing.T) {
 
 func TestTheSecondLookIsAskedFor(t *testing.T) {
 	testns.New(t)
-	table := New(nil)
+	table := New(nil, localPodsOf)
 	if _, err := table.Apply(t.Context(), config()); err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +421,7 @@ func BenchmarkLoad(b *testing.B) {
 			testns.New(b)
 			cfg := many(n)
 			for b.Loop() {
-				if _, err := New(nil).Apply(b.Context(), cfg); err != nil {
+				if _, err := New(nil, localPodsOf).Apply(b.Context(), cfg); err != nil {
 					b.Fatal(err)
 				}
 				b.StopTimer()
@@ -333,7 +436,7 @@ func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{10, 1000, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			testns.New(b)
-			cfg, table := many(n), New(nil)
+			cfg, table := many(n), New(nil, localPodsOf)
 			last := len(cfg.Groups) - 1
 			if _, err := table.Apply(b.Context(), cfg); err != nil {
 				b.Fatal(err)

@@ -356,7 +356,7 @@ func stageElements(c *nftables.Conn, o op) error {
 		for i, e := range rest[:n] {
 			list[i] = nftables.SetElement{Key: []byte(e.key), IntervalEnd: e.end}
 			switch {
-			case o.verb == "delete": // the key is enough
+			case o.verb == "delete" && !spec.shared: // the key is enough
 			case spec.verdict:
 				list[i].VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: e.value}
 			case len(spec.value) > 0:
@@ -366,6 +366,13 @@ func stageElements(c *nftables.Conn, o op) error {
 		change := c.SetAddElements
 		if o.verb == "delete" {
 			change = c.SetDeleteElements
+			// The plugin may have been first. Deleting what is not there would
+			// undo the whole transaction; adding what is there does nothing.
+			if spec.shared {
+				if err := c.SetAddElements(set, list); err != nil {
+					return err
+				}
+			}
 		}
 		if err := change(set, list); err != nil {
 			return err

@@ -24,7 +24,7 @@ func resolver(cfg Config) chain {
 			f := familyOf(to)
 			for _, proto := range []mesh.Protocol{mesh.UDP, mesh.TCP} {
 				c.rules = append(c.rules, newRule("the resolver of this node, while it listens",
-					f.is(), f.dnsTo(to.String(), to.AsSlice(), protoNumber[proto]), listening, f.dnatTo(own.String(), own.AsSlice())))
+					f.is(), f.dnsTo(to.String(), to.AsSlice(), proto.Number()), listening, f.dnatTo(own.String(), own.AsSlice())))
 			}
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/mesh"
 )
 
 // A part is a piece of a rule: as nft(8) writes it, and as the kernel takes
@@ -199,6 +201,43 @@ func (f family) pick(n int, nodePort, sticky bool) rule {
 		fmt.Sprintf("dnat %s to %s . meta l4proto . th dport . %s map @ep%s", f.ip(), key, how, f), es})
 }
 
+// podIn matches when link . address is one of our pods (or not). key says
+// which link.
+func (f family) podIn(link string, key expr.MetaKey, what string, not bool) part {
+	op := ""
+	if not {
+		op = "!= "
+	}
+	return part{fmt.Sprintf("%s . %s %s %s@%s%s", link, f.ip(), what, op, mesh.PodSet, f), []expr.Any{
+		&expr.Meta{Key: key, Register: reg}, f.load(what == "daddr", reg+linkRegisters),
+		&expr.Lookup{SourceRegister: reg, SetName: mesh.PodSet + string(f), Invert: not}}}
+}
+
+// linkRegisters is how many an interface name fills.
+const linkRegisters = 4
+
+// hostPort leads to the pod whose port of this node it is, opened on this
+// address, or on all.
+func (f family) hostPort(all bool) part {
+	proto := reg + f.size()/4
+	target := proto + 2
+	key, es := f.ip()+" daddr", []expr.Any{f.load(true, reg)}
+	if all {
+		key, es = f.unspecified(), f.loadUnspecified()
+	}
+	return part{fmt.Sprintf("dnat %s to %s . meta l4proto . th dport map @%s%s", f.ip(), key, mesh.HostPortMap, f), append(es,
+		loadProto(proto), loadPort(proto+1),
+		&expr.Lookup{SourceRegister: reg, DestRegister: target, IsDestRegSet: true, SetName: mesh.HostPortMap + string(f)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto()), RegAddrMin: target, RegProtoMin: target + f.size()/4})}
+}
+
+// comesBack matches a pod that reaches itself through a host port.
+func (f family) comesBack() part {
+	return part{fmt.Sprintf("%s saddr . %[1]s daddr @%[2]s%[3]s", f.ip(), mesh.HairpinSet, f), []expr.Any{
+		f.load(false, reg), f.load(true, reg+f.size()/4),
+		&expr.Lookup{SourceRegister: reg, SetName: mesh.HairpinSet + string(f)}}}
+}
+
 // hairpin gives a pod that reaches itself another source, or it would drop
 // its own packet.
 func (f family) hairpin() part {
@@ -223,9 +262,6 @@ var (
 
 	masquerade = part{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
 
-	// noWayBack: the source is not reached over the link the packet came by.
-	noWayBack = part{"fib saddr . iif oif missing", []expr.Any{
-		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true}, cmpEq(make([]byte, 4))}}
 	// toUs: to an address of this machine.
 	toUs = part{"fib daddr type local", []expr.Any{
 		&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, cmpEq(native(unix.RTN_LOCAL))}}
@@ -271,6 +307,10 @@ var linkLocalSource = part{"ip6 saddr fe80::/10", []expr.Any{
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
+// loopbackSource is 127.0.0.0/8.
+var loopbackSource = part{"ip saddr 127.0.0.0/8", []expr.Any{
+	&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 1, DestRegister: 1}, cmpEq([]byte{127})}}
+
 // loopbackDest is 127.0.0.0/8, or ::1.
 func (f family) loopbackDest() part {
 	if f == "4" {
@@ -295,8 +335,13 @@ func fixedChains(cfg Config) []chain {
 		newRule("no router solicitations from pods", family("6").is(), icmpv6("nd-router-solicit", 133), drop),
 		newRule("neighbour discovery on the link itself", family("6").is(), linkLocalSource, icmpv6("nd-neighbor-solicit", 135), ret),
 		newRule("neighbour discovery on the link itself", family("6").is(), linkLocalSource, icmpv6("nd-neighbor-advert", 136), ret),
-		newRule("spoofed source", noWayBack, drop),
+		// A pod with a host port has route_localnet on its link.
+		newRule("the machine's loopback is not for pods", family("4").is(), family("4").loopbackDest(), drop),
+		newRule("an admitted pod under its own address", family("4").is(), family("4").podIn("iifname", expr.MetaKeyIIFNAME, "saddr", false), ret),
+		newRule("an admitted pod under its own address", family("6").is(), family("6").podIn("iifname", expr.MetaKeyIIFNAME, "saddr", false), ret),
+		newRule("spoofed source, or not admitted", drop),
 	}}
+	hostPorts := chain{name: "hostports"}
 	raw := chain{name: "antispoof", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityRaw,
 		rules: []rule{newRule("", iifname(pods), jump("pod"))}}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter,
@@ -304,6 +349,9 @@ func fixedChains(cfg Config) []chain {
 			newRule("fit the tunnel", oifname(device), isTCP, isSYN, clampMSS),
 			newRule("fit the tunnel", iifname(device), isTCP, isSYN, clampMSS)}}
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
+	// Not in output: a packet whose destination was just translated there, by
+	// whatever service proxy, is still said to leave by its old link.
+	leaving := chain{name: "leaving", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityFilter}
 	source := chain{name: "source", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource}
 	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: beforeOthers}
 	for _, f := range families {
@@ -311,25 +359,36 @@ func fixedChains(cfg Config) []chain {
 		raw.rules = append(raw.rules, newRule("pod source from the underlay",
 			f.is(), f.saddrIn("cluster"+n), iifnameNot(device), iifnameNot(pods), iifnameNot("lo"), drop))
 		services.rules = append(services.rules, newRule("", f.is(), f.serviceMap("svc"+n)))
+		hostPorts.rules = append(hostPorts.rules, newRule("a pod's port of this node", f.is(), f.hostPort(false)),
+			newRule("a pod's port of this node", f.is(), f.hostPort(true)))
 		nodePorts.rules = append(nodePorts.rules, newRule("", f.is(), f.nodePortMap("svc"+n)))
-		fromNode.rules = append(fromNode.rules, newRule("not on loopback", f.is(), f.loopbackDest(), ret))
+		if f == "6" { // the kernel lets no packet from ::1 out of lo
+			fromNode.rules = append(fromNode.rules, newRule("not on loopback", f.is(), f.loopbackDest(), ret))
+		}
+		notAdmitted := newRule("to a pod that is not admitted", f.is(), oifname(pods), f.podIn("oifname", expr.MetaKeyOIFNAME, "daddr", true), drop)
 		inClear := newRule("pod traffic in clear", f.is(), f.daddrIn("cluster"+n), oifnameNot(device), oifnameNot(pods), oifnameNot("lo"), drop)
 		refused := newRule("nobody behind this service address", f.is(), f.daddrIn("vip"+n), jump("refuse"))
 		refusedNet := newRule("no such service address", f.is(), f.daddrIn("svcnet"+n), jump("refuse"))
-		forward.rules = append(forward.rules, inClear, refused, refusedNet)
-		output.rules = append(output.rules, inClear, refused, refusedNet)
+		leaving.rules = append(leaving.rules, inClear, notAdmitted)
+		forward.rules = append(forward.rules, refused, refusedNet)
+		output.rules = append(output.rules, refused, refusedNet)
 		source.rules = append(source.rules,
 			newRule("peers take only our pods' range", f.is(), oifname(device), f.saddrNotIn("own"+n), f.meshSource(cfg.MeshAddrs)),
 			newRule("to itself through a service", f.is(), iifname(pods), oifname(pods), f.hairpin()),
+			newRule("to itself through a host port", f.is(), iifname(pods), oifname(pods), f.comesBack(), masquerade),
 			newRule("out of the cluster", f.is(), f.saddrIn("own"+n), f.daddrNotIn("cluster"+n),
 				oifnameNot(device), oifnameNot(pods), oifnameNot("lo"), masquerade))
 	}
-	fromNode.rules = append(fromNode.rules, newRule("", jump("services")), newRule("", toUs, jump("nodeports")))
+	source.rules = append(source.rules, newRule("from loopback to a host port", family("4").is(), oifname(pods), loopbackSource, masquerade))
+	fromNode.rules = append(fromNode.rules, newRule("", toUs, jump("hostports")),
+		newRule("not on loopback", family("4").is(), family("4").loopbackDest(), ret),
+		newRule("", jump("services")), newRule("", toUs, jump("nodeports")))
 	return []chain{
 		{name: "refuse", rules: []rule{newRule("", isTCP, rejectTCP), newRule("", rejectAny)}},
-		pod, services, nodePorts, raw,
+		pod, services, hostPorts, nodePorts, raw,
 		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, prio: beforeOthers,
-			rules: []rule{newRule("", iifname(pods), jump("resolver")), newRule("", iifname(pods), jump("services")), newRule("", toUs, jump("nodeports"))}},
-		resolver(cfg), fromNode, forward, output, source,
+			rules: []rule{newRule("", iifname(pods), jump("resolver")), newRule("", toUs, jump("hostports")),
+				newRule("", iifname(pods), jump("services")), newRule("", toUs, jump("nodeports"))}},
+		resolver(cfg), fromNode, forward, output, leaving, source,
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 
 	"meshd.dev/pkg/mesh"
 )
@@ -41,6 +40,8 @@ type setSpec struct {
 	value    []field
 	verdict  bool
 	interval bool
+	// shared with the CNI plugin, which may have done the change already.
+	shared bool
 }
 
 // field of a key or value.
@@ -54,17 +55,16 @@ var (
 	addr6Field = field{nftables.TypeIP6Addr, showAddr}
 	protoField = field{nftables.TypeInetProto, func(b []byte) string { return showProto(b[0]) }}
 	portField  = field{nftables.TypeInetService, func(b []byte) string { return fmt.Sprint(binary.BigEndian.Uint16(b)) }}
+	linkField  = field{nftables.TypeIFName, func(b []byte) string { return strconv.Quote(strings.TrimRight(string(b), "\x00")) }}
 	slotField  = field{nftables.TypeMark, func(b []byte) string { return fmt.Sprint(binary.NativeEndian.Uint32(b)) }}
 )
 
 func showAddr(b []byte) string { a, _ := netip.AddrFromSlice(b); return a.String() }
 
-var protoNumber = map[mesh.Protocol]byte{mesh.TCP: unix.IPPROTO_TCP, mesh.UDP: unix.IPPROTO_UDP, mesh.SCTP: unix.IPPROTO_SCTP}
-
 func showProto(n byte) string {
-	for name, number := range protoNumber {
-		if number == n {
-			return strings.ToLower(string(name))
+	for _, p := range []mesh.Protocol{mesh.TCP, mesh.UDP, mesh.SCTP} {
+		if p.Number() == n {
+			return strings.ToLower(string(p))
 		}
 	}
 	return fmt.Sprint(n)
@@ -83,6 +83,9 @@ var specs = func() []setSpec {
 			setSpec{name: "self" + n, key: []field{addr, addr}, value: []field{addr}},
 			setSpec{name: "svc" + n, key: []field{addr, protoField, portField}, verdict: true},
 			setSpec{name: "ep" + n, key: []field{addr, protoField, portField, slotField}, value: []field{addr, portField}},
+			setSpec{name: mesh.PodSet + n, key: []field{linkField, addr}, shared: true},
+			setSpec{name: mesh.HostPortMap + n, key: []field{addr, protoField, portField}, value: []field{addr, portField}, shared: true},
+			setSpec{name: mesh.HairpinSet + n, key: []field{addr, addr}, shared: true},
 		)
 	}
 	slices.SortFunc(all, func(a, b setSpec) int { return cmp.Compare(a.name, b.name) })

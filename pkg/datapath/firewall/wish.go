@@ -227,8 +227,8 @@ func (g *Group) claims(cfg Config) func(yield func(claim) bool) {
 		}
 		vips := map[netip.Addr]bool{}
 		for _, s := range g.Services {
-			proto, ok := protoNumber[s.Protocol]
-			if !ok || !s.Addr.IsValid() {
+			proto := s.Protocol.Number()
+			if proto == 0 || !s.Addr.IsValid() {
 				continue
 			}
 			f, addr, port := familyOf(s.Addr), s.Addr.AsSlice(), binary.BigEndian.AppendUint16(nil, s.Port)
@@ -247,6 +247,13 @@ func (g *Group) claims(cfg Config) func(yield func(claim) bool) {
 			for slot, e := range s.Endpoints {
 				value := joinKey(e.Addr().AsSlice(), binary.BigEndian.AppendUint16(nil, e.Port()))
 				if !put("ep", f, value, addr, []byte{proto}, port, native(uint32(slot))) {
+					return
+				}
+			}
+		}
+		if g.pod != nil {
+			for _, e := range g.pod.Elements() {
+				if !yield(claim{place{e.Set, element{key: e.Key}}, e.Value}) {
 					return
 				}
 			}
