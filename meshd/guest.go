@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -21,6 +22,8 @@ type guest struct {
 	cfg  agentConfig
 	// listen is where the resolver was last told to; of serveNames alone.
 	listen []netip.Addr
+	// entitled: all rights were there once; of check alone.
+	entitled bool
 }
 
 // fit changes what the datapath of such a node does otherwise.
@@ -96,10 +99,24 @@ func (n *node) addresses() []netip.Addr {
 // check looks at what the cluster must give this node, and tells the cluster
 // how its network does.
 func (g *guest) check(ctx context.Context) {
+	g.checkRights(ctx)
 	g.checkPodCIDRs()
 	g.look(g.cfg.CNIConfDir)
 	err := g.node.window.PublishNetwork(ctx, g.node.cfg.NodeName, g.network())
 	g.node.board.Report("kube/condition", err, "Kubernetes may keep pods away from this node; may these credentials patch nodes/status?")
+}
+
+// checkRights until there are all of them.
+func (g *guest) checkRights(ctx context.Context) {
+	if g.entitled {
+		return
+	}
+	err := missingRights(ctx, g.node.api)
+	if errors.Is(err, errUnasked) {
+		return // kube/sync says that the API is away
+	}
+	g.node.board.Report("kube/rights", err, "grant them: `kubectl apply -f manifests/base/rbac.yaml` makes the ClusterRole and binds it to the service account meshd/meshd")
+	g.entitled = err == nil
 }
 
 // checkPodCIDRs: without them no pod can be attached here, and the one who

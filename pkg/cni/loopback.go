@@ -1,7 +1,6 @@
 package cni
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -69,7 +68,7 @@ func InstallLoopback(src, binDir string) (changed bool, err error) {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return false, err
-	case !bytes.Contains(own, []byte("meshd.dev/pkg/cni")): // not built from this tree
+	case !builtHere(own):
 		return false, nil
 	}
 	return install(src, binDir, LoopbackType)
