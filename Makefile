@@ -6,6 +6,7 @@
 # make check      formatting, vet, the arrows of the tree, go.mod
 # make image      bin/meshd-image.tar, the container image of manifests/
 # make bench      the figures, each against a reference in the same run
+#                 (ONLY=tunnel,cni for some of them)
 # make deps       install what all of this needs (Debian packages)
 
 SHELL := /bin/bash
@@ -107,9 +108,24 @@ check:
 	go test -vet=off -count=1 ./test/arch
 	@go mod tidy -diff >/dev/null || { echo "go.mod is not tidy: run go mod tidy"; exit 1; }
 
-bench: deps build
+# What the tunnel is compared with: both WireGuards out of our own go.mod; Nebula
+# by itself, since it wants other versions of what we have in there.
+NEBULA := github.com/slackhq/nebula
+NEBULA_VERSION := v1.10.3
+bin/tools/wireguard-official: go.mod
+	go build -o $@ golang.zx2c4.com/wireguard
+bin/tools/wireguard-tailscale: go.mod
+	go build -o $@ github.com/tailscale/wireguard-go
+bin/tools/nebula: Makefile
+	GOBIN=$(CURDIR)/bin/tools go install $(NEBULA)/cmd/nebula@$(NEBULA_VERSION) $(NEBULA)/cmd/nebula-cert@$(NEBULA_VERSION)
+	touch $@
+
+BENCH_PACKAGES := iperf3 ethtool
+bench: deps build bin/tools/wireguard-official bin/tools/wireguard-tailscale bin/tools/nebula
+	@missing=(); for p in $(BENCH_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
+	[ $${#missing[@]} -eq 0 ] || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; } </dev/null
 	go build -o bin/bench ./test/bench
-	bin/bench -bin bin
+	bin/bench -bin bin $(if $(ONLY),-only $(ONLY))
 
 clean:
 	rm -rf bin

@@ -1,7 +1,7 @@
 // Command bench measures what meshd promises and prints one table. Every figure
 // that depends on the machine stands beside a reference of the same run.
 //
-//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput] [-runs N]
+//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput,tunnel,peers] [-rounds N]
 package main
 
 import (
@@ -42,10 +42,14 @@ type experiment struct {
 
 type options struct {
 	kills, losses, attaches, rounds int
+	bin                             string
+	seconds                         time.Duration
 }
 
-// Experiments on one machine, and on three with the application of the demo.
+// Experiments without a cluster, on one machine, and on three with the
+// application of the demo.
 var (
+	onNone  = []experiment{{"tunnel", tunnel}, {"peers", peers}}
 	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"crash", crash}}
 	onThree = []experiment{{"throughput", throughput}, {"loss", loss}}
 )
@@ -55,13 +59,14 @@ func run(ctx context.Context, args []string) error {
 		return attachInside(ctx, args[1:])
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	bin := flags.String("bin", "bin", "folder of meshd, meshctl, mesh and bench")
-	only := flags.String("only", "", "names of experiments, separated by commas")
 	o := options{}
+	flags.StringVar(&o.bin, "bin", "bin", "folder of meshd, meshctl, mesh and bench; in its folder tools the others")
+	only := flags.String("only", "", "names of experiments, separated by commas")
 	flags.IntVar(&o.kills, "kills", 50, "containers to kill")
 	flags.IntVar(&o.losses, "losses", 5, "power cuts")
 	flags.IntVar(&o.attaches, "attaches", 50, "pods to attach and detach, a plugin")
-	flags.IntVar(&o.rounds, "rounds", 7, "rounds of throughput")
+	flags.IntVar(&o.rounds, "rounds", 7, "rounds of throughput and tunnel")
+	flags.DurationVar(&o.seconds, "seconds", 2*time.Second, "time of each measurement of tunnel")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -73,26 +78,30 @@ func run(ctx context.Context, args []string) error {
 	for _, part := range []struct {
 		prepare     func(context.Context, *story.World) error
 		experiments []experiment
-	}{{story.Idle, onOne}, {wholeApplication, onThree}} {
+	}{{nil, onNone}, {story.Idle, onOne}, {wholeApplication, onThree}} {
 		es := slices.DeleteFunc(slices.Clone(part.experiments), func(e experiment) bool { return !wanted(e) })
 		if len(es) == 0 {
 			continue
 		}
-		more, err := onWorld(ctx, *bin, o, part.prepare, es)
+		more, err := onWorld(ctx, o, part.prepare, es)
 		rows, errs = append(rows, more...), errors.Join(errs, err)
 	}
 	print(rows)
 	return errs
 }
 
-// onWorld prepares a world, runs experiments on it and takes it away.
-func onWorld(ctx context.Context, bin string, o options, prepare func(context.Context, *story.World) error, es []experiment) (rows []row, err error) {
+// onWorld prepares a world, runs experiments on it and takes it away. Without
+// prepare there is no world.
+func onWorld(ctx context.Context, o options, prepare func(context.Context, *story.World) error, es []experiment) (rows []row, err error) {
+	if prepare == nil {
+		return doAll(ctx, nil, o, es)
+	}
 	work, err := os.MkdirTemp("", "meshd-bench-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(work)
-	w, err := story.New(story.Config{Bin: bin, Work: work, Manifest: "manifests/examples/demo.yaml"})
+	w, err := story.New(story.Config{Bin: o.bin, Work: work, Manifest: "manifests/examples/demo.yaml"})
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +110,10 @@ func onWorld(ctx context.Context, bin string, o options, prepare func(context.Co
 		w.Report(os.Stderr)
 		return nil, err
 	}
-	var errs error
+	return doAll(ctx, w, o, es)
+}
+
+func doAll(ctx context.Context, w *story.World, o options, es []experiment) (rows []row, errs error) {
 	for _, e := range es {
 		start := time.Now()
 		more, err := e.do(ctx, w, o)
