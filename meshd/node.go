@@ -335,7 +335,7 @@ func (n *node) serveStatus(ctx context.Context) error {
 func (n *node) document() status.Document {
 	return status.Document{
 		Node: n.cfg.NodeName, Role: n.role, Version: version(), Time: time.Now(), Started: n.started,
-		Checks: n.board.Checks(), Tunnels: n.datapath.Tunnels(),
+		Checks: n.board.Checks(), Tunnels: n.datapath.Tunnels(), Repairs: n.board.Repairs(),
 	}
 }
 

@@ -253,10 +253,18 @@ func printReport(out io.Writer, r report) error {
 	for _, t := range r.Tunnels {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", t.Peer, yesNo(t.Up), t.Endpoint, ago(t.Handshake, r.Daemon.Time), bytes(t.RxBytes), bytes(t.TxBytes), t.MTU, t.Backend)
 	}
+	for _, t := range r.Tunnels {
+		if t.Note != "" {
+			fmt.Fprintf(tw, "  %s: %s\n", t.Peer, t.Note)
+		}
+	}
 	r.printCounts(tw)
 	fmt.Fprintf(tw, "dns\t%s\n", r.DNS)
 	if err := tw.Flush(); err != nil {
 		return err
+	}
+	if r.Daemon != nil {
+		printRepairs(out, r.Daemon.Repairs, r.Daemon.Time)
 	}
 	return printProblems(out, r.Problems)
 }
@@ -290,6 +298,21 @@ func (r report) printCounts(tw io.Writer) {
 	}
 	if !r.guest || r.Services.Total > 0 {
 		fmt.Fprintf(tw, "services\t%d, %d with endpoints, %d without\n", r.Services.Total, r.Services.WithEndpoints, r.Services.Empty)
+	}
+}
+
+// printRepairs names what was found broken of late and is well again.
+func printRepairs(out io.Writer, repairs []status.Repair, now time.Time) {
+	if len(repairs) == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\nREPAIRED in the last %s\n", status.RepairsKept)
+	for _, r := range repairs {
+		times := ""
+		if r.Times > 1 {
+			times = fmt.Sprintf(", %d times", r.Times)
+		}
+		fmt.Fprintf(out, "- %s %s%s: %s\n", r.Part, ago(r.Time, now), times, r.What)
 	}
 }
 

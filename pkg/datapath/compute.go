@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"meshd.dev/pkg/datapath/firewall"
+	"meshd.dev/pkg/datapath/path"
 	"meshd.dev/pkg/datapath/route"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
@@ -29,9 +30,8 @@ type Options struct {
 	PathMTU func(netip.Addr) int
 	// LinkMTU of the underlay, for when there is no peer.
 	LinkMTU int
-	// Skip so many usable endpoints of a node, round and round: nobody
-	// answered there.
-	Skip map[string]int
+	// Paths that were chosen, by node.
+	Paths map[string]path.Choice
 
 	memo *memo
 }
@@ -43,6 +43,9 @@ type Wish struct {
 	WireGuard wireguard.Config
 	Route     route.Config
 	Firewall  firewall.Config
+	// Targets are the peers to find paths to, Own the endpoints of this node.
+	Targets []path.Target
+	Own     []netip.AddrPort
 	// Problems with single nodes, which are left out or have no tunnel; the
 	// rest of the wish stands without them.
 	Problems []Problem
@@ -90,9 +93,18 @@ type computation struct {
 	opts    Options
 	self    string
 	me      mesh.Node
-	cluster []netip.Prefix
-	pathMTU []int // of each route in the wish
+	cluster []netip.Prefix // pod CIDRs
+	inside  []netip.Prefix // and service CIDRs
+	links   []link
 	wish    Wish
+}
+
+// link to a peer.
+type link struct {
+	mtu       int             // of the underlay route to its endpoint; 0: no route
+	found     int             // what may pass inside the tunnel, as was found; 0: as much as the route allows
+	endpoints []path.Endpoint // with MTUs of the underlay
+	routes    []route.Route
 }
 
 func (c *computation) problem(node, reason, next string) {
@@ -107,6 +119,7 @@ func (c *computation) ranges(state *mesh.State) {
 		all = append(all, n.PodCIDRs...)
 	}
 	c.cluster = outermost(all)
+	c.inside = slices.Concat(c.cluster, c.opts.ServiceCIDRs)
 }
 
 // accepted lists the other nodes that do not clash with an earlier one.
@@ -158,41 +171,65 @@ func (c *computation) addPeer(n mesh.Node) {
 		c.problem(n.Name, "has no pod CIDR yet", "look at the controller that assigns them: the range may be used up")
 		return
 	}
-	endpoint, mtu, why := c.endpoint(n)
+	choice := c.opts.Paths[n.Name]
+	l, why := c.link(n, choice.Endpoint)
 	if why != "" {
 		c.problem(n.Name, why, "look at annotation "+mesh.AnnotationEndpoints+" of its Node object and at the routes of this machine")
 	}
-	c.wish.WireGuard.Peers = append(c.wish.WireGuard.Peers, wireguard.Peer{
-		Name: n.Name, Key: n.PublicKey, Endpoint: endpoint, AllowedIPs: n.PodCIDRs, Keepalive: c.opts.Keepalive,
-	})
-	for _, p := range n.PodCIDRs {
-		c.wish.Route.Routes = append(c.wish.Route.Routes, route.Route{Dst: p, Src: c.source(p)})
-		c.pathMTU = append(c.pathMTU, mtu)
+	peer := wireguard.Peer{Name: n.Name, Key: n.PublicKey, AllowedIPs: n.PodCIDRs, Keepalive: c.opts.Keepalive, Fresh: choice.Fresh}
+	if i := l.chosen(choice.Endpoint); i >= 0 {
+		peer.Endpoint, l.mtu = l.endpoints[i].Addr, l.endpoints[i].MTU
 	}
+	if peer.Keepalive == 0 && choice.Keepalive {
+		peer.Keepalive = natKeepalive
+	}
+	c.wish.WireGuard.Peers = append(c.wish.WireGuard.Peers, peer)
+	target := path.Target{Node: n.Name, Key: n.PublicKey, Published: n.Endpoints}
+	for _, p := range n.PodCIDRs {
+		src := c.source(p)
+		l.routes = append(l.routes, route.Route{Dst: p, Src: src})
+		if src.IsValid() && !target.Remote.IsValid() {
+			target.Remote = mesh.MeshAddr(p)
+		}
+	}
+	l.found = choice.MTU
+	c.links, c.wish.Targets = append(c.links, l), append(c.wish.Targets, target)
 }
 
-// endpoint is the first one of n there is a route to, after those to skip.
+// natKeepalive is what the inventors of WireGuard recommend behind address
+// translators.
+const natKeepalive = 25 * time.Second
+
+// link to n: the endpoints there is a route to.
 // Addresses inside the mesh are never endpoints: no tunnel in the tunnel.
-func (c *computation) endpoint(n mesh.Node) (endpoint netip.AddrPort, mtu int, why string) {
+func (c *computation) link(n mesh.Node, chosen netip.AddrPort) (l link, why string) {
 	if len(n.Endpoints) == 0 {
-		return endpoint, 0, "has not published an endpoint"
+		why = "has not published an endpoint"
 	}
-	var usable []netip.AddrPort
-	var mtus []int
-	for _, e := range n.Endpoints {
-		if p, ok := covering(c.cluster, e.Addr()); ok {
-			why = cmp.Or(why, fmt.Sprintf("endpoint %s is inside pod CIDR %s", e, p))
+	candidates := n.Endpoints
+	if chosen.IsValid() && !slices.Contains(candidates, chosen) { // where it called from
+		candidates = append([]netip.AddrPort{chosen}, candidates...)
+	}
+	for _, e := range candidates {
+		if p, ok := covering(c.inside, e.Addr()); ok {
+			why = cmp.Or(why, fmt.Sprintf("endpoint %s is inside the cluster's own range %s", e, p))
 		} else if mtu := c.opts.PathMTU(e.Addr()); mtu > 0 {
-			usable, mtus = append(usable, e), append(mtus, mtu)
+			l.endpoints = append(l.endpoints, path.Endpoint{Addr: e, MTU: mtu})
 		} else {
 			why = cmp.Or(why, fmt.Sprintf("no route to endpoint %s", e))
 		}
 	}
-	if len(usable) == 0 {
-		return endpoint, 0, why
+	if len(l.endpoints) == 0 {
+		return l, why
 	}
-	i := c.opts.Skip[n.Name] % len(usable)
-	return usable[i], mtus[i], ""
+	return l, ""
+}
+
+// chosen is the index of the endpoint to use: the one named, else the first;
+// -1 without any.
+func (l link) chosen(a netip.AddrPort) int {
+	i := slices.IndexFunc(l.endpoints, func(e path.Endpoint) bool { return e.Addr == a })
+	return min(max(i, 0), len(l.endpoints)-1)
 }
 
 // source is our mesh address of the family of p.
@@ -205,29 +242,44 @@ func (c *computation) source(p netip.Prefix) netip.Addr {
 	return netip.Addr{}
 }
 
-// settleMTU: the device takes what fits every path, each route what fits its
-// own; IPv6 allows nothing below 1280.
+// settleMTU: the device takes what fits the widest path, each route what fits
+// its own; IPv6 allows nothing below 1280.
 func (c *computation) settleMTU() {
-	least := 0
-	for _, m := range c.pathMTU {
-		if m > 0 && (least == 0 || m < least) {
-			least = m
-		}
+	widest := 0
+	for _, l := range c.links {
+		widest = max(widest, l.mtu)
 	}
-	device := max(cmp.Or(least, c.opts.LinkMTU, 1500)-mesh.TunnelOverhead, mesh.MinMTU)
+	device := max(cmp.Or(widest, c.opts.LinkMTU, 1500)-mesh.TunnelOverhead, mesh.MinMTU)
 	c.wish.WireGuard.MTU = device
-	for i, m := range c.pathMTU {
-		mtu := min(device, cmp.Or(m, device+mesh.TunnelOverhead)-mesh.TunnelOverhead)
-		r := &c.wish.Route.Routes[i]
-		if r.Dst.Addr().Is6() {
-			mtu = max(mtu, mesh.MinMTU)
+	fit := func(underlay int) int {
+		mtu := underlay - mesh.TunnelOverhead
+		if underlay == 0 || mtu >= device {
+			return device
 		}
-		r.MTU = max(mtu, 576)
+		return max(mtu/16*16, 576) // packets are filled up to a multiple of 16 as long as the device takes it
+	}
+	for i, l := range c.links {
+		mtu := fit(l.mtu)
+		if l.found > 0 {
+			mtu = min(mtu, l.found)
+		}
+		for _, r := range l.routes {
+			r.MTU = mtu
+			if r.Dst.Addr().Is6() {
+				r.MTU = max(mtu, mesh.MinMTU)
+			}
+			c.wish.Route.Routes = append(c.wish.Route.Routes, r)
+		}
+		for _, e := range l.endpoints {
+			if slices.Contains(c.wish.Targets[i].Published, e.Addr) {
+				c.wish.Targets[i].Endpoints = append(c.wish.Targets[i].Endpoints, path.Endpoint{Addr: e.Addr, MTU: fit(e.MTU)})
+			}
+		}
 	}
 }
 
 func (c *computation) addOwn() {
-	c.wish.PodCIDRs = c.me.PodCIDRs
+	c.wish.PodCIDRs, c.wish.Own = c.me.PodCIDRs, c.me.Endpoints
 	c.wish.WireGuard.ListenPort = c.opts.ListenPort
 	r := &c.wish.Route
 	r.Device = c.opts.Device

@@ -8,12 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"meshd.dev/pkg/datapath/firewall"
-	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/datapath/path"
 	"meshd.dev/pkg/mesh"
 )
 
@@ -41,11 +40,21 @@ func (w Wish) text() string {
 		if p.Endpoint.IsValid() {
 			endpoint = p.Endpoint.String()
 		}
-		line("peer %s endpoint %s allowed %v", p.Name, endpoint, p.AllowedIPs)
+		extra := ""
+		if p.Keepalive > 0 {
+			extra += fmt.Sprintf(" keepalive %s", p.Keepalive)
+		}
+		if p.Fresh > 0 {
+			extra += fmt.Sprintf(" session %d", p.Fresh)
+		}
+		line("peer %s endpoint %s allowed %v%s", p.Name, endpoint, p.AllowedIPs, extra)
 	}
 	line("addresses %v", w.Route.Addrs)
 	for _, r := range w.Route.Routes {
 		line("route %s dev %s src %s mtu %d", r.Dst, w.Route.Device, r.Src, r.MTU)
+	}
+	for _, t := range w.Targets {
+		line("probe %s at %s, endpoints %v", t.Node, t.Remote, t.Endpoints)
 	}
 	line("floor %v", w.Route.Floor)
 	line("cluster %v", w.Firewall.Cluster)
@@ -95,11 +104,16 @@ func TestCompute(t *testing.T) {
 			s.Nodes[2].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::3]:51820")}
 			o.PodCIDRs = []netip.Prefix{prefix("10.244.0.0/16")}
 		}},
-		{"endpoints that did not answer are skipped", func(s *mesh.State, o *Options) {
+		{"paths that were chosen", func(s *mesh.State, o *Options) {
 			for i := range s.Nodes {
 				s.Nodes[i].Endpoints = append(s.Nodes[i].Endpoints, netip.MustParseAddrPort(fmt.Sprintf("198.51.100.%d:51820", i+1)))
 			}
-			o.Skip = map[string]int{"b": 1, "c": 2}
+			o.PodCIDRs = []netip.Prefix{prefix("10.244.0.0/16")}
+			o.Paths = map[string]path.Choice{
+				"b": {Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), MTU: 1296, Fresh: 3},
+				"c": {Endpoint: netip.MustParseAddrPort("203.0.113.7:4444"), Keepalive: true}, // where it called from
+				"d": {Endpoint: netip.MustParseAddrPort("10.244.9.9:51820")},
+			}
 		}},
 		{"jumbo frames, but not to d; IPv6 never below 1280", func(s *mesh.State, o *Options) {
 			o.PathMTU = func(a netip.Addr) int {
@@ -174,18 +188,18 @@ func TestServicesThatDidNotChangeKeepTheirGroup(t *testing.T) {
 
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", strings.NewReplacer(" ", "-", ",", "", ";", "", "'", "").Replace(name)+".txt")
+	file := filepath.Join("testdata", strings.NewReplacer(" ", "-", ",", "", ";", "", "'", "").Replace(name)+".txt")
 	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(path)
+	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s: -want +got:\n%s", path, diff)
+		t.Errorf("%s: -want +got:\n%s", file, diff)
 	}
 }
 
@@ -194,40 +208,5 @@ func TestComputeRefusesAPodRangeAroundTheNodeItself(t *testing.T) {
 	_, err := Compute(state, "a", Options{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.0.0/16")}, PathMTU: func(netip.Addr) int { return 0 }})
 	if err == nil || !strings.Contains(err.Error(), "192.0.0.0/16 contains 192.0.2.1") {
 		t.Errorf("error %v", err)
-	}
-}
-
-func TestTunnelsThatSendWithoutAnswerAreDown(t *testing.T) {
-	at := func(s int) time.Time { return time.Unix(1700000000, 0).Add(time.Duration(s) * time.Second) }
-	type sample struct {
-		second    int
-		handshake int // second; -1 never
-		tx        int64
-		want      string
-	}
-	for _, c := range []struct {
-		name    string
-		samples []sample
-	}{
-		{"idle from the start", []sample{{0, -1, 0, ""}, {300, -1, 0, ""}}},
-		{"in use", []sample{{0, 0, 100, ""}, {170, 120, 5000, ""}}},
-		{"never answered", []sample{{0, -1, 0, ""}, {10, -1, 148, ""}, {40, -1, 1000, "sent 1000 bytes and never got an answer"}}},
-		{"went quiet", []sample{{0, 0, 100, ""}, {170, 0, 200, ""}, {200, 0, 300, "no handshake for 3m20s, though 100 bytes were sent since"}}},
-		{"quiet on both sides", []sample{{0, 0, 100, ""}, {170, 0, 100, ""}, {400, 0, 100, ""}}},
-		{"came back", []sample{{0, 0, 100, ""}, {170, 0, 100, ""}, {200, 0, 300, "no handshake for 3m20s, though 200 bytes were sent since"}, {210, 209, 400, ""}}},
-		{"a new device", []sample{{0, 0, 5000, ""}, {10, -1, 0, ""}, {15, -1, 148, ""}}},
-	} {
-		var tuns tunnels
-		tuns.set(Wish{WireGuard: wireguard.Config{Peers: []wireguard.Peer{{Name: "b", Key: testKey(2)}}}})
-		for _, s := range c.samples {
-			st := wireguard.Stats{Tx: s.tx}
-			if s.handshake >= 0 {
-				st.Handshake = at(s.handshake)
-			}
-			got := tuns.list(map[mesh.Key]wireguard.Stats{testKey(2): st}, wireguard.Userspace, at(s.second))[0]
-			if got.Reason != s.want || got.Up != (s.want == "") {
-				t.Errorf("%s, second %d: up %t, %q; want %q", c.name, s.second, got.Up, got.Reason, s.want)
-			}
-		}
 	}
 }

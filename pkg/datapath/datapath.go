@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"meshd.dev/pkg/datapath/firewall"
+	"meshd.dev/pkg/datapath/path"
 	"meshd.dev/pkg/datapath/route"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
@@ -117,19 +118,22 @@ type Datapath struct {
 	loop     *reconcile.Loop
 	mtu      atomic.Int64
 	tunnels  tunnels
+	paths    *path.Paths
+	// wished is the newest wish, true whether it came true as a whole.
+	wished atomic.Pointer[Wish]
+	true   atomic.Bool
 
 	// Of the loop alone.
 	memo     memo
 	told     Network
 	toldOnce bool
-	checks   map[string]bool // tunnel checks on the board
-	timer    *time.Timer     // of the second look for flows
+	timer    *time.Timer // of the second look for flows
 
 	other other
 }
 
-// resync is the longest time until something is noticed of which the kernel
-// sends no event: peers, sysctls, silent tunnels.
+// resync is the longest time until something is noticed that neither an event
+// of the kernel nor look tells of.
 const resync = 10 * time.Second
 
 // New loads or makes the private key; nothing in the kernel changes yet.
@@ -143,7 +147,9 @@ func New(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
-	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log, cfg.Pods), checks: map[string]bool{}}
+	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log, cfg.Pods)}
+	d.paths = path.New(path.Config{Changed: d.Kick, Log: cfg.Log,
+		Repaired: func(node, what string) { cfg.Board.Repaired("tunnel/"+node, what) }})
 	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Resync: resync, Log: cfg.Log})
 	if old := device.CorruptKey(); old != "" {
 		cfg.Log.Error("private key was corrupt", "moved to", old)
@@ -170,13 +176,15 @@ func (d *Datapath) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return watch(ctx, d.cfg.Device, d.loop.Kick, d.cfg.Log) })
 	group.Go(func() error { return d.loop.Run(ctx) })
+	group.Go(func() error { return d.paths.Run(ctx) })
+	group.Go(func() error { return d.look(ctx) })
 	return group.Wait()
 }
 
 // Plan lists what Run would do now, as the commands a person would type.
 // Nothing changes.
 func (d *Datapath) Plan() ([]string, error) {
-	wish, err := d.wish(nil, d.tunnels.skips())
+	wish, err := d.wish(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +197,7 @@ func (d *Datapath) Plan() ([]string, error) {
 // errNoState: nothing may be decided, least of all what to remove.
 var errNoState = errors.New("the state of the cluster is not known yet")
 
-func (d *Datapath) wish(m *memo, skip map[string]int) (Wish, error) {
+func (d *Datapath) wish(m *memo) (Wish, error) {
 	state := d.cfg.Source.State()
 	if state == nil {
 		return Wish{}, errNoState
@@ -204,7 +212,7 @@ func (d *Datapath) wish(m *memo, skip map[string]int) (Wish, error) {
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device),
-		Skip:    skip,
+		Paths:   d.paths.Choices(),
 		memo:    m,
 	})
 }
@@ -212,7 +220,7 @@ func (d *Datapath) wish(m *memo, skip map[string]int) (Wish, error) {
 // apply is one round. The parts do not wait for each other's success, except
 // that nothing is announced before all stand.
 func (d *Datapath) apply(ctx context.Context) error {
-	wish, err := d.wish(&d.memo, d.tunnels.skips())
+	wish, err := d.wish(&d.memo)
 	if errors.Is(err, errNoState) {
 		d.cfg.Board.Fail("datapath/state", err.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick
@@ -221,11 +229,20 @@ func (d *Datapath) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(d.applyFirewall(ctx, wish), d.applyLinks(ctx, wish))
-	d.report(wish)
-	if err != nil {
+	again := d.true.Swap(false) && d.wished.Load().same(wish)
+	err = d.applyFirewall(ctx, wish)
+	routes, err2 := d.applyLinks(ctx, wish)
+	d.wished.Store(&wish)
+	d.tunnels.set(wish)
+	d.paths.Set(wish.Targets, wish.Own)
+	if again {
+		d.repaired(routes)
+	}
+	d.report(d.Tunnels())
+	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
+	d.true.Store(true)
 	d.mtu.Store(int64(wish.WireGuard.MTU))
 	return d.announce(Network{PodCIDRs: wish.PodCIDRs, MTU: wish.WireGuard.MTU})
 }
@@ -240,15 +257,17 @@ func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 }
 
 // applyLinks lays the blackholes before there is a device to go around.
-func (d *Datapath) applyLinks(ctx context.Context, wish Wish) error {
-	routes := route.Apply(wish.Route, d.cfg.Log)
+func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err error) {
+	did, routes := route.Apply(wish.Route, d.cfg.Log)
 	device := d.device.Apply(ctx, wish.WireGuard)
 	d.cfg.Board.Report("datapath/device", device, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
 	if errors.Is(routes, route.ErrNoDevice) {
-		routes = route.Apply(wish.Route, d.cfg.Log)
+		var more []string
+		more, routes = route.Apply(wish.Route, d.cfg.Log)
+		did = append(did, more...)
 	}
 	d.cfg.Board.Report("datapath/routes", routes, fmt.Sprintf("see `ip route show proto %d` and `ip address show %s`", mesh.RouteProtocol, d.cfg.Device))
-	return errors.Join(device, routes)
+	return did, errors.Join(device, routes)
 }
 
 // announce tells the CNI side what it may use, whenever that changed.

@@ -33,7 +33,8 @@ import (
 // The test binary plays every role of the story: the test itself, a machine
 // with a Datapath, its userspace device, and programs in pods.
 func TestMain(m *testing.M) {
-	roles := map[string]func([]string) error{"wireguard": roleWireguard, "hold": roleHold, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend}
+	roles := map[string]func([]string) error{"wireguard": roleWireguard, "hold": roleHold, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend,
+		"drain": roleDrain, "pour": rolePour}
 	if len(os.Args) > 1 {
 		if role, ok := roles[os.Args[1]]; ok {
 			if err := role(os.Args[2:]); err != nil {
@@ -50,6 +51,14 @@ func roleWireguard(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	return userspace.Run(ctx, userspace.Config{Device: args[0], Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+}
+
+func exe() string {
+	path, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return path
 }
 
 // request to a machine: a new state, or nothing; the reply is how it is.

@@ -2,63 +2,25 @@ package datapath
 
 import (
 	"fmt"
-	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
+	"meshd.dev/pkg/datapath/path"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
 	"meshd.dev/pkg/status"
 )
 
-// firstHandshake is how long a tunnel may try before it is called down when
-// it never was up.
-const firstHandshake = 20 * time.Second
-
-// tunnels remembers who the peers are, and when each began to send without
-// an answer.
+// tunnels remembers who the peers are.
 type tunnels struct {
 	mu    sync.Mutex
 	peers []wireguard.Peer
 	mtus  map[mesh.Key]int
 	// problems by node, from Compute.
 	problems []Problem
-	trying   map[mesh.Key]attempt
-	// skip counts the endpoints of a node given up so far, the last one when.
-	skip  map[string]int
-	moved map[string]time.Time
-}
-
-// skips is what Compute needs to know of endpoints that did not answer.
-func (t *tunnels) skips() map[string]int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return maps.Clone(t.skip)
-}
-
-// giveUp has the next endpoint of a node tried, unless the present one has
-// not had its time yet. With a single endpoint that changes nothing.
-func (t *tunnels) giveUp(node string, now time.Time) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now.Sub(t.moved[node]) < firstHandshake {
-		return false
-	}
-	if t.skip == nil {
-		t.skip, t.moved = map[string]int{}, map[string]time.Time{}
-	}
-	t.skip[node]++
-	t.moved[node] = now
-	return true
-}
-
-// attempt: the peer's counters when it last was fine, and since when it is
-// not.
-type attempt struct {
-	tx    int64
-	since time.Time
+	checks   map[string]bool // on the board
 }
 
 // set takes the peers of a new wish.
@@ -66,40 +28,38 @@ func (t *tunnels) set(w Wish) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.peers, t.problems = w.WireGuard.Peers, w.Problems
-	t.mtus = map[mesh.Key]int{}
+	byPrefix := make(map[netip.Prefix]int, len(w.Route.Routes))
+	for _, r := range w.Route.Routes {
+		byPrefix[r.Dst] = r.MTU
+	}
+	t.mtus = make(map[mesh.Key]int, len(w.WireGuard.Peers))
 	for _, p := range w.WireGuard.Peers {
-		for _, r := range w.Route.Routes {
-			if slices.Contains(p.AllowedIPs, r.Dst) {
-				t.mtus[p.Key] = max(t.mtus[p.Key], r.MTU)
-			}
+		for _, a := range p.AllowedIPs {
+			t.mtus[p.Key] = max(t.mtus[p.Key], byPrefix[a])
 		}
 	}
 }
 
 // list is the tunnels as the device counts them, sorted by name. A tunnel
-// that sends and has no session is down; one that has nothing to send is up.
-func (t *tunnels) list(stats map[mesh.Key]wireguard.Stats, backend wireguard.Backend, now time.Time) []status.Tunnel {
+// that sends and hears nothing is down; one that has nothing to send is up.
+func (t *tunnels) list(stats map[mesh.Key]wireguard.Stats, backend wireguard.Backend, report func(node string) path.Report) []status.Tunnel {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.trying == nil {
-		t.trying = map[mesh.Key]attempt{}
-	}
 	var list []status.Tunnel
+	at := map[string]int{}
 	for _, p := range t.peers {
-		s := stats[p.Key]
+		s, r := stats[p.Key], report(p.Name)
 		line := status.Tunnel{Peer: p.Name, Handshake: s.Handshake, RxBytes: s.Rx, TxBytes: s.Tx,
-			MTU: t.mtus[p.Key], Backend: string(backend), Up: true}
+			MTU: t.mtus[p.Key], Backend: string(backend), Up: r.Down == "", Reason: r.Down, Note: r.Note}
 		if s.Endpoint.IsValid() {
 			line.Endpoint = s.Endpoint.String()
 		}
-		if why := t.silent(p.Key, s, now); why != "" {
-			line.Up, line.Reason = false, why
-		}
+		at[p.Name] = len(list)
 		list = append(list, line)
 	}
 	for _, p := range t.problems {
-		i := slices.IndexFunc(list, func(l status.Tunnel) bool { return l.Peer == p.Node })
-		if i < 0 {
+		i, ok := at[p.Node]
+		if !ok {
 			list = append(list, status.Tunnel{Peer: p.Node, Backend: string(backend), Reason: p.Reason})
 		} else if !list[i].Up || list[i].Handshake.IsZero() {
 			list[i].Up, list[i].Reason = false, p.Reason
@@ -109,33 +69,21 @@ func (t *tunnels) list(stats map[mesh.Key]wireguard.Stats, backend wireguard.Bac
 	return list
 }
 
-// silent says why a peer counts as down, or nothing.
-func (t *tunnels) silent(key mesh.Key, s wireguard.Stats, now time.Time) string {
-	fresh := !s.Handshake.IsZero() && now.Sub(s.Handshake) <= wireguard.SessionLife
-	a, known := t.trying[key]
-	if fresh || !known || s.Tx < a.tx { // fine, new, or the device began anew
-		t.trying[key] = attempt{tx: s.Tx, since: now}
-		if fresh || s.Tx == 0 {
-			return ""
-		}
-		a = t.trying[key]
+// nexts are the steps a person can take about problems, by node.
+func (t *tunnels) nexts() map[string]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := map[string]string{}
+	for _, p := range t.problems {
+		next[p.Node] = p.Next
 	}
-	switch {
-	case s.Tx == a.tx: // nothing to say
-		t.trying[key] = attempt{tx: s.Tx, since: now}
-		return ""
-	case s.Handshake.IsZero() && now.Sub(a.since) > firstHandshake:
-		return fmt.Sprintf("sent %d bytes and never got an answer", s.Tx)
-	case !s.Handshake.IsZero():
-		return fmt.Sprintf("no handshake for %s, though %d bytes were sent since", now.Sub(s.Handshake).Round(time.Second), s.Tx-a.tx)
-	}
-	return ""
+	return next
 }
 
 // Tunnels as they are now, a line a peer, sorted by name.
 func (d *Datapath) Tunnels() []status.Tunnel {
 	stats, backend, err := d.device.Stats()
-	list := d.tunnels.list(stats, backend, time.Now())
+	list := d.tunnels.list(stats, backend, d.paths.Report)
 	if err != nil {
 		for i := range list {
 			list[i].Up, list[i].Reason = false, err.Error()
@@ -146,14 +94,10 @@ func (d *Datapath) Tunnels() []status.Tunnel {
 
 // report puts a check for every tunnel on the board, and takes away those of
 // nodes that are no more.
-func (d *Datapath) report(w Wish) {
-	d.tunnels.set(w)
-	next := map[string]string{}
-	for _, p := range w.Problems {
-		next[p.Node] = p.Next
-	}
+func (d *Datapath) report(tunnels []status.Tunnel) {
+	next := d.tunnels.nexts()
 	seen := map[string]bool{}
-	for _, t := range d.Tunnels() {
+	for _, t := range tunnels {
 		name := "tunnel/" + t.Peer
 		seen[name] = true
 		if t.Up {
@@ -161,18 +105,17 @@ func (d *Datapath) report(w Wish) {
 			continue
 		}
 		step, ok := next[t.Peer]
-		if !ok && d.tunnels.giveUp(t.Peer, time.Now()) {
-			d.loop.Kick()
-		}
 		if !ok {
 			step = fmt.Sprintf("on %s: does meshd run, is UDP port %d open, does its clock go right? then `meshctl plan` on both sides", t.Peer, d.cfg.ListenPort)
 		}
 		d.cfg.Board.Fail(name, t.Reason, step)
 	}
-	for name := range d.checks {
+	d.tunnels.mu.Lock()
+	defer d.tunnels.mu.Unlock()
+	for name := range d.tunnels.checks {
 		if !seen[name] {
 			d.cfg.Board.Clear(name)
 		}
 	}
-	d.checks = seen
+	d.tunnels.checks = seen
 }

@@ -43,6 +43,18 @@ type Tunnel struct {
 	Backend string `json:"backend"`
 	Up      bool   `json:"up"`
 	Reason  string `json:"reason,omitempty"`
+	// Note is worth knowing and no fault.
+	Note string `json:"note,omitempty"`
+}
+
+// Repair is something that was not as it should be and was put right.
+type Repair struct {
+	Time time.Time `json:"time"`
+	// Part is named like a Check.
+	Part string `json:"part"`
+	What string `json:"what"`
+	// Times it happened since the first one that is remembered.
+	Times int `json:"times"`
 }
 
 // Document is the whole answer of one daemon.
@@ -54,6 +66,8 @@ type Document struct {
 	Started time.Time `json:"started"`
 	Checks  []Check   `json:"checks"`
 	Tunnels []Tunnel  `json:"tunnels,omitempty"`
+	// Repairs of the last RepairsKept, oldest first.
+	Repairs []Repair `json:"repairs,omitempty"`
 }
 
 // Healthy reports whether every check is.
@@ -66,6 +80,42 @@ func (d Document) Healthy() bool {
 type Board struct {
 	mu     sync.Mutex
 	checks map[string]Check
+	// repairs, oldest first.
+	repairs []Repair
+}
+
+// RepairsKept is how long a repair is spoken of; of many, only the last
+// maxRepairs.
+const (
+	RepairsKept = 10 * time.Minute
+	maxRepairs  = 32
+)
+
+// Repaired notes that part was found broken and is well again.
+func (b *Board) Repaired(part, what string) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := Repair{Time: time.Now(), Part: part, What: what, Times: 1}
+	if i := slices.IndexFunc(b.repairs, func(o Repair) bool { return o.Part == part && o.What == what }); i >= 0 {
+		r.Times += b.repairs[i].Times
+		b.repairs = slices.Delete(b.repairs, i, i+1)
+	}
+	b.repairs = append(b.repairs, r)
+	b.repairs = b.repairs[max(0, len(b.repairs)-maxRepairs):]
+}
+
+// Repairs that are still spoken of, oldest first.
+func (b *Board) Repairs() []Repair {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.repairs = slices.DeleteFunc(b.repairs, func(r Repair) bool { return time.Since(r.Time) > RepairsKept })
+	return slices.Clone(b.repairs)
 }
 
 // OK says that name is healthy.

@@ -96,6 +96,15 @@ type Table struct {
 	flows   flows
 	again   time.Time
 	started bool
+	// did is what the last Apply did, in one line.
+	did string
+}
+
+// Did says what the last Apply did; empty for nothing.
+func (t *Table) Did() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.did
 }
 
 // New makes a Table; nothing happens yet. pods, if not nil, lists the pods
@@ -113,6 +122,7 @@ func New(log *slog.Logger, pods func() ([]mesh.LocalPod, error)) *Table {
 func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.did = ""
 	gen, err := t.refresh()
 	if err != nil {
 		return again, err
@@ -130,6 +140,7 @@ func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err err
 			return again, fmt.Errorf("commit %d changes, the first: %s: %w", len(ops), ops[0], err)
 		}
 		t.report(ops)
+		t.did = fmt.Sprintf("%d changes to table inet meshd, the first: %s", len(ops), short(ops[0].String()))
 		now, err := generation()
 		if err != nil {
 			return again, err

@@ -16,7 +16,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 
 	"meshd.dev/pkg/mesh"
 )
@@ -53,12 +55,12 @@ type Route struct {
 // ErrNoDevice: the floor stands, but the device does not exist yet.
 var ErrNoDevice = errors.New("device does not exist")
 
-// Apply makes cfg so. Without the device it lays the floor and returns
-// ErrNoDevice.
-func Apply(cfg Config, log *slog.Logger) error {
+// Apply makes cfg so and says what it did. Without the device it lays the
+// floor and returns ErrNoDevice.
+func Apply(cfg Config, log *slog.Logger) (did []string, err error) {
 	actual, err := read(cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for _, op := range diff(cfg, actual) {
@@ -66,12 +68,24 @@ func Apply(cfg Config, log *slog.Logger) error {
 			errs = append(errs, fmt.Errorf("%s: %w", op, err))
 			continue
 		}
+		did = append(did, op.String())
 		log.Info("route", "did", op.String())
 	}
 	if actual.link == 0 {
 		errs = append(errs, fmt.Errorf("%s: %w", cfg.Device, ErrNoDevice))
 	}
-	return errors.Join(errs...)
+	return did, errors.Join(errs...)
+}
+
+// SysctlsHold reports whether the kernel's switches are as cfg wants them.
+// Of most of them no event tells.
+func SysctlsHold(cfg Config) bool {
+	for _, s := range sysctls(cfg) {
+		if b, err := os.ReadFile(s.path()); err == nil && strings.TrimSpace(string(b)) != s.value {
+			return false
+		}
+	}
+	return true
 }
 
 // Plan lists what Apply would do.

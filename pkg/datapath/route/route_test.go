@@ -73,7 +73,7 @@ func fresh(t *testing.T) {
 
 func apply(t *testing.T, cfg Config) {
 	t.Helper()
-	if err := Apply(cfg, quiet); err != nil {
+	if _, err := Apply(cfg, quiet); err != nil {
 		t.Fatal(err)
 	}
 	plan, err := Plan(cfg)
@@ -121,7 +121,7 @@ ip address del 10.244.9.1/24 dev mesh0`
 
 func TestFloorComesBeforeTheDevice(t *testing.T) {
 	fresh(t)
-	if err := Apply(config(), quiet); !errors.Is(err, ErrNoDevice) {
+	if _, err := Apply(config(), quiet); !errors.Is(err, ErrNoDevice) {
 		t.Errorf("without device: %v, want %v", err, ErrNoDevice)
 	}
 	out := testns.Sh(t, "ip route show proto 77; ip route get 10.244.2.9 2>&1 || true")
@@ -216,7 +216,7 @@ func mess(t *testing.T, r *rand.Rand) {
 func TestAForeignRouteInOurPlaceIsReportedNotReplaced(t *testing.T) {
 	fresh(t)
 	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up; ip route add 10.244.2.0/24 dev eth0 proto static")
-	err := Apply(config(), quiet)
+	_, err := Apply(config(), quiet)
 	if err == nil || !strings.Contains(err.Error(), "somebody else has a route there") {
 		t.Errorf("error %v", err)
 	}

@@ -163,7 +163,11 @@ func (o peerOp) do(context.Context, *Device) error {
 	if o.psk != nil {
 		p.PresharedKey = (*wgtypes.Key)(o.psk)
 	}
-	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}})
+	peers := []wgtypes.PeerConfig{p}
+	if o.again {
+		peers = []wgtypes.PeerConfig{{PublicKey: p.PublicKey, Remove: true}, p}
+	}
+	return configure(o.name, wgtypes.Config{Peers: peers})
 }
 
 func (o strayOp) do(context.Context, *Device) error {

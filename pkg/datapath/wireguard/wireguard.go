@@ -55,6 +55,9 @@ type Peer struct {
 	Keepalive time.Duration
 	// PSK is mixed into each handshake; zero: none.
 	PSK Secret
+	// Fresh is a number; with another one the peer is removed and added
+	// again, for a session that begins anew.
+	Fresh int
 }
 
 // Secret is a preshared key. It does not print.
@@ -96,6 +99,10 @@ type Device struct {
 	mu sync.Mutex
 	// wished endpoints as last applied, by peer.
 	wished map[mesh.Key]netip.AddrPort
+	// fresh are the numbers of sessions last begun, by peer.
+	fresh map[mesh.Key]int
+	// did is what the last Apply did.
+	did []string
 	// child is the userspace process we started, 0 if none or adopted.
 	child int
 	keyed time.Time
@@ -110,7 +117,7 @@ func New(opts Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{opts: opts, ring: ring, wished: map[mesh.Key]netip.AddrPort{}}, nil
+	return &Device{opts: opts, ring: ring, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]int{}}, nil
 }
 
 // Second is another device of the same node, which has the next key while the
@@ -118,7 +125,7 @@ func New(opts Options) (*Device, error) {
 func (d *Device) Second(name string) *Device {
 	opts := d.opts
 	opts.Name = name
-	return &Device{opts: opts, ring: d.ring, second: true, wished: map[mesh.Key]netip.AddrPort{}}
+	return &Device{opts: opts, ring: d.ring, second: true, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]int{}}
 }
 
 // Ring of the node's private keys.
@@ -168,6 +175,7 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.reap()
+	d.did = nil
 	have, err := d.read()
 	if err != nil {
 		return err
@@ -181,15 +189,24 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 			}
 			continue
 		}
+		d.did = append(d.did, op.String())
 		d.opts.Log.Info("wireguard", "did", op.String())
 	}
 	if len(errs) == 0 {
 		clear(d.wished)
+		clear(d.fresh)
 		for _, p := range cfg.Peers {
-			d.wished[p.Key] = p.Endpoint
+			d.wished[p.Key], d.fresh[p.Key] = p.Endpoint, p.Fresh
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Did lists what the last Apply did.
+func (d *Device) Did() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.did
 }
 
 // Plan lists what Apply would do.
@@ -200,11 +217,27 @@ func (d *Device) Plan(cfg Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return d.plan(cfg, have), nil
+}
+
+func (d *Device) plan(cfg Config, have state) []string {
 	var lines []string
 	for _, op := range d.diff(cfg, have, time.Now()) {
 		lines = append(lines, op.String())
 	}
-	return lines, nil
+	return lines
+}
+
+// Look reads the device once: the counters of its peers, and what Apply would
+// do.
+func (d *Device) Look(cfg Config) (map[mesh.Key]Stats, []string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	have, err := d.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	return have.stats(), d.plan(cfg, have), nil
 }
 
 // Backend of a device.
@@ -231,11 +264,15 @@ func (d *Device) Stats() (map[mesh.Key]Stats, Backend, error) {
 	if have.backend == "" {
 		return nil, "", ErrNoDevice
 	}
-	stats := make(map[mesh.Key]Stats, len(have.peers))
-	for k, p := range have.peers {
+	return have.stats(), have.backend, nil
+}
+
+func (s state) stats() map[mesh.Key]Stats {
+	stats := make(map[mesh.Key]Stats, len(s.peers))
+	for k, p := range s.peers {
 		stats[k] = p.Stats
 	}
-	return stats, have.backend, nil
+	return stats
 }
 
 // ErrNoDevice: there is no such device yet.
@@ -366,7 +403,12 @@ func (d *Device) unset(cfg Config, have state) (ops []op) {
 
 // setPeer is the op that makes old into p, or nil.
 func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
-	op := peerOp{name: d.opts.Name, peer: p.Name, key: p.Key, added: !known}
+	last, remembered := d.fresh[p.Key]
+	again := known && remembered && last != p.Fresh
+	if again {
+		old, known = peer{}, false
+	}
+	op := peerOp{name: d.opts.Name, peer: p.Name, key: p.Key, added: !known, again: again}
 	if p.Endpoint.IsValid() && p.Endpoint != old.Endpoint {
 		before, remembered := d.wished[p.Key]
 		changed := remembered && before != p.Endpoint
@@ -458,11 +500,13 @@ type upOp struct{ name string }
 func (o upOp) vital() bool    { return true }
 func (o upOp) String() string { return "ip link set " + o.name + " up" }
 
-// peerOp adds to a peer; it never takes away.
+// peerOp adds to a peer, or begins anew with it; otherwise it never takes
+// away.
 type peerOp struct {
 	name, peer string
 	key        mesh.Key
 	added      bool
+	again      bool // remove it first: its session begins anew
 	endpoint   netip.AddrPort
 	allow      []netip.Prefix
 	keepalive  *time.Duration
@@ -472,6 +516,9 @@ type peerOp struct {
 func (o peerOp) vital() bool { return false }
 func (o peerOp) String() string {
 	s := fmt.Sprintf("wg set %s peer %s", o.name, o.key)
+	if o.again {
+		s += fmt.Sprintf(" remove peer %s", o.key)
+	}
 	switch {
 	case o.psk == nil:
 	case o.psk.IsZero():

@@ -1,0 +1,73 @@
+package datapath
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"meshd.dev/pkg/datapath/route"
+)
+
+// lookEvery is how often the device and the sysctls are looked at: of what
+// becomes of them no event tells. With very many peers less often, for each
+// look reads them all.
+func lookEvery(peers int) time.Duration {
+	return max(250*time.Millisecond, min(time.Duration(peers)*time.Millisecond, time.Second))
+}
+
+// look tells the paths how the peers fare, and kicks when something is not as
+// it was made.
+func (d *Datapath) look(ctx context.Context) error {
+	timer := time.NewTimer(lookEvery(0))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		peers := 0
+		if w := d.wished.Load(); w != nil {
+			peers = len(w.WireGuard.Peers)
+			d.lookAt(w)
+		}
+		timer.Reset(lookEvery(peers))
+	}
+}
+
+func (d *Datapath) lookAt(w *Wish) {
+	stats, ops, err := d.device.Look(w.WireGuard)
+	if d.true.Load() && (err != nil || len(ops) > 0 || !route.SysctlsHold(w.Route)) {
+		d.loop.Kick() // else it is being tried again already
+	}
+	if err == nil {
+		d.paths.Stats(stats)
+		d.report(d.tunnels.list(stats, "", d.paths.Report))
+	}
+}
+
+// same reports whether two wishes ask the same of the kernel.
+func (w *Wish) same(o Wish) bool {
+	f, g := w.Firewall, o.Firewall
+	groups := slices.Equal(f.Groups, g.Groups)
+	f.Groups, g.Groups = nil, nil
+	return groups && reflect.DeepEqual(f, g) && reflect.DeepEqual(w.Route, o.Route) && reflect.DeepEqual(w.WireGuard, o.WireGuard)
+}
+
+// repaired names what had to be done though nothing else was wished.
+func (d *Datapath) repaired(routes []string) {
+	if did := d.firewall.Did(); did != "" {
+		d.cfg.Board.Repaired("datapath/firewall", did)
+	}
+	for part, did := range map[string][]string{"datapath/device": d.device.Did(), "datapath/routes": routes} {
+		switch len(did) {
+		case 0:
+		case 1:
+			d.cfg.Board.Repaired(part, did[0])
+		default:
+			d.cfg.Board.Repaired(part, fmt.Sprintf("%d changes, the first: %s", len(did), did[0]))
+		}
+	}
+}

@@ -1,0 +1,323 @@
+package path
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/mesh"
+)
+
+// world is the way to a peer, and the device's counters, in simulated time.
+type world struct {
+	now  time.Time
+	peer *peer
+	own  []netip.AddrPort
+
+	takes   int                     // packets up to this size pass
+	lives   map[netip.AddrPort]bool // endpoints behind which the peer is
+	lost    bool                    // the peer does not know our session
+	mute    bool                    // it answers no echo
+	traffic int64                   // bytes sent to it every half second
+	answers bool                    // and whether it says something in turn
+
+	at     netip.AddrPort // the device's endpoint
+	stats  wireguard.Stats
+	fresh  int
+	probes int
+	log    []string
+}
+
+var (
+	start   = time.Unix(1700000000, 0)
+	one     = netip.MustParseAddrPort("192.0.2.2:51820")
+	two     = netip.MustParseAddrPort("[2001:db8::2]:51820")
+	roamed  = netip.MustParseAddrPort("203.0.113.9:4444")
+	oneOnly = []Endpoint{{one, 1420}}
+)
+
+func newWorld(endpoints ...Endpoint) *world {
+	w := &world{now: start, takes: 9000, lives: map[netip.AddrPort]bool{one: true, two: true}, traffic: 5000, answers: true}
+	t := Target{Node: "b", Key: mesh.Key{2}, Remote: netip.MustParseAddr("10.244.2.1"), Endpoints: endpoints}
+	for _, e := range endpoints {
+		t.Published = append(t.Published, e.Addr)
+	}
+	w.peer = newPeer(t, w.now)
+	w.at = endpoints[0].Addr
+	return w
+}
+
+// session: packets reach the peer and it reads them. A new session shakes
+// hands with whoever is at the endpoint.
+func (w *world) session() bool {
+	if w.peer.choice.Fresh != w.fresh {
+		w.fresh, w.at = w.peer.choice.Fresh, w.peer.choice.Endpoint
+		w.lost = false
+	}
+	return w.lives[w.at] && !w.lost
+}
+
+// run for d, in steps of 10 ms, as Paths and the device would.
+func (w *world) run(d time.Duration) {
+	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(10 * time.Millisecond) {
+		since := w.now.Sub(start)
+		if since%(500*time.Millisecond) == 0 {
+			w.stats.Tx += w.traffic
+			if w.session() {
+				if w.stats.Handshake.IsZero() {
+					w.stats.Handshake = w.now
+				}
+				if w.answers {
+					w.stats.Rx += 100
+				}
+			}
+			w.stats.Endpoint = w.at
+			w.peer.stats(w.stats, w.now)
+		}
+		if at := w.peer.wake(); at.IsZero() || w.now.Before(at) {
+			continue
+		}
+		for _, size := range w.peer.due(w.now, w.own) {
+			w.probes++
+			w.peer.counted(size)
+			w.stats.Tx += int64((size+15)/16*16 + 32)
+			if w.session() && size <= w.takes {
+				w.stats.Handshake = w.now
+				w.stats.Rx += int64(size)
+				if !w.mute {
+					w.peer.answered(size, 5*time.Millisecond, w.now)
+				}
+			}
+		}
+		w.note()
+	}
+}
+
+// note logs the choice when it changed.
+func (w *world) note() {
+	c := w.peer.choice
+	s := fmt.Sprintf("mtu %d, session %d, %s", c.MTU, c.Fresh, c.Endpoint)
+	if c.Keepalive {
+		s += ", keepalive"
+	}
+	if len(w.log) == 0 || !strings.HasSuffix(w.log[len(w.log)-1], ": "+s) {
+		w.log = append(w.log, fmt.Sprintf("%5.2f: %s", w.now.Sub(start).Seconds(), s))
+	}
+}
+
+// What is chosen, at which second, as the way to the peer changes.
+func TestChoice(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		tell func(*world)
+		with []Endpoint
+		want []string
+	}{
+		{"all well", func(w *world) { w.run(60 * time.Second) }, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820"}},
+		{"large packets vanish from the start", func(w *world) {
+			w.takes = 1350
+			w.run(20 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 0.45: mtu 1280, session 0, 192.0.2.2:51820",
+			" 0.46: mtu 1344, session 0, 192.0.2.2:51820",
+		}},
+		{"large packets begin to vanish under way, and pass again later", func(w *world) {
+			w.run(5 * time.Second)
+			w.takes = 1300
+			w.run(10 * time.Second)
+			w.takes = 9000
+			w.run(40 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 5.45: mtu 1280, session 0, 192.0.2.2:51820",
+			" 6.18: mtu 1296, session 0, 192.0.2.2:51820",
+			"36.18: mtu 0, session 0, 192.0.2.2:51820",
+		}},
+		{"jumbo frames are found out", func(w *world) {
+			w.takes = 4000
+			w.run(20 * time.Second)
+		}, []Endpoint{{one, 8920}}, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 0.45: mtu 1280, session 0, 192.0.2.2:51820",
+			" 0.82: mtu 3184, session 0, 192.0.2.2:51820",
+			" 1.19: mtu 3648, session 0, 192.0.2.2:51820",
+			" 1.20: mtu 3888, session 0, 192.0.2.2:51820",
+			" 1.21: mtu 4000, session 0, 192.0.2.2:51820",
+		}},
+		{"the session is lost on the other side", func(w *world) {
+			w.run(5 * time.Second)
+			w.lost = true
+			w.run(10 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 6.50: mtu 0, session 1, 192.0.2.2:51820",
+		}},
+		{"the first endpoint is dead", func(w *world) {
+			delete(w.lives, one)
+			w.run(10 * time.Second)
+		}, []Endpoint{{one, 1420}, {two, 1420}}, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 3.50: mtu 0, session 1, [2001:db8::2]:51820",
+		}},
+		{"the endpoint dies", func(w *world) {
+			w.run(5 * time.Second)
+			delete(w.lives, one)
+			w.run(10 * time.Second)
+		}, []Endpoint{{one, 1420}, {two, 1420}}, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 6.50: mtu 0, session 1, 192.0.2.2:51820",
+			" 7.50: mtu 0, session 2, [2001:db8::2]:51820",
+		}},
+		{"the peer is off", func(w *world) {
+			w.run(5 * time.Second)
+			clear(w.lives)
+			w.run(100 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 6.50: mtu 0, session 1, 192.0.2.2:51820",
+			" 7.50: mtu 0, session 2, 192.0.2.2:51820",
+			" 9.50: mtu 0, session 3, 192.0.2.2:51820",
+			"13.50: mtu 0, session 4, 192.0.2.2:51820",
+			"21.50: mtu 0, session 5, 192.0.2.2:51820",
+			"37.50: mtu 0, session 6, 192.0.2.2:51820",
+			"67.50: mtu 0, session 7, 192.0.2.2:51820",
+			"97.50: mtu 0, session 8, 192.0.2.2:51820",
+		}},
+		{"a firewall drops echo: one way traffic is no silence", func(w *world) {
+			w.mute = true
+			w.run(5 * time.Second)
+			w.answers = false
+			w.run(5 * time.Second)
+			w.answers = true
+			w.run(20 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820"}},
+		{"one way traffic, echo is answered", func(w *world) {
+			w.answers = false
+			w.run(60 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820"}},
+		{"it roams to where nobody published an address", func(w *world) {
+			w.run(5 * time.Second)
+			w.lives[roamed], w.at = true, roamed
+			w.run(5 * time.Second)
+			w.traffic, w.probes = 0, 0
+			w.run(60 * time.Second)
+			w.log = append(w.log, fmt.Sprintf("%d probes in a quiet minute", w.probes))
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 5.00: mtu 0, session 0, 192.0.2.2:51820, keepalive",
+			"3 probes in a quiet minute",
+		}},
+		{"it tells us an address of ours we do not know", func(w *world) {
+			w.run(time.Second)
+			w.own = []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:51820")}
+			w.peer.told(roamed)
+			w.run(5 * time.Second)
+			w.peer.told(w.own[0])
+			w.run(5 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 1.00: mtu 0, session 0, 192.0.2.2:51820, keepalive",
+			" 6.00: mtu 0, session 0, 192.0.2.2:51820",
+		}},
+		{"one that roamed is called where it called from, then where it says it is", func(w *world) {
+			w.run(5 * time.Second)
+			w.lives[roamed], w.at = true, roamed
+			w.run(5 * time.Second)
+			w.lost = true
+			w.run(5 * time.Second)
+			delete(w.lives, roamed)
+			w.run(5 * time.Second)
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
+			" 5.00: mtu 0, session 0, 192.0.2.2:51820, keepalive",
+			"11.50: mtu 0, session 1, 203.0.113.9:4444, keepalive",
+			"16.50: mtu 0, session 2, 203.0.113.9:4444, keepalive",
+			"17.50: mtu 0, session 3, 192.0.2.2:51820, keepalive",
+			"18.00: mtu 0, session 3, 192.0.2.2:51820",
+		}},
+		{"nothing to say, nothing sent", func(w *world) {
+			w.run(2 * time.Second)
+			w.traffic, w.answers, w.probes = 0, false, 0
+			w.run(600 * time.Second)
+			w.log = append(w.log, fmt.Sprintf("%d probes in ten quiet minutes", w.probes))
+		}, oneOnly, []string{
+			" 0.00: mtu 0, session 0, 192.0.2.2:51820", "0 probes in ten quiet minutes"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(c.with...)
+			c.tell(w)
+			if diff := cmp.Diff(c.want, w.log); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// The search ends at the largest multiple of 16 that passes, or at the top,
+// whatever the path takes.
+func TestSearchEndsAtWhatPasses(t *testing.T) {
+	for _, top := range []int{1200, 1280, 1420, 1432, 8920, 65455} {
+		for takes := 1280; takes < 9100; takes += 7 {
+			var m mtu
+			now := start
+			m.restart(top, now)
+			for range 200 {
+				now = now.Add(attemptEvery)
+				for _, size := range m.due(now, 0) {
+					if size <= takes {
+						m.answered(size, now)
+					}
+				}
+				if m.trial.size == 0 {
+					break
+				}
+			}
+			want := min(top, max(takes/16*16, min(top, 1280)))
+			if takes >= top {
+				want = top
+			}
+			if m.use != want || m.trial.size != 0 {
+				t.Fatalf("route %d, path %d: settled at %d, want %d; still trying %d", top, takes, m.use, want, m.trial.size)
+			}
+		}
+	}
+}
+
+func TestEcho(t *testing.T) {
+	for _, to := range []netip.Addr{netip.MustParseAddr("10.244.2.1"), netip.MustParseAddr("fd00:10:244:2::1")} {
+		for _, seen := range []netip.AddrPort{{}, one, two} {
+			want := echo{id: 7, seq: 9, seen: seen, size: 1420}
+			b := encodeEcho(want, to)
+			if to.Is4() && checksum(b) != 0 {
+				t.Errorf("checksum of %x", b)
+			}
+			got, err := decodeEcho(b, to)
+			if err != nil || got != want {
+				t.Errorf("%+v became %+v, %v", want, got, err)
+			}
+		}
+	}
+}
+
+func FuzzDecodeEcho(f *testing.F) {
+	from := netip.MustParseAddr("10.244.2.1")
+	f.Add(encodeEcho(echo{id: 7, seq: 9, seen: one, size: smallSize}, from))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := decodeEcho(b, from)
+		if err == nil && !e.reply {
+			if again, err := decodeEcho(encodeEcho(e, from), from); err != nil || again != e {
+				t.Errorf("%+v became %+v, %v", e, again, err)
+			}
+		}
+	})
+}
