@@ -28,6 +28,8 @@ type Options struct {
 	Keepalive  time.Duration
 	// PathMTU of the underlay route to an address; 0: no route.
 	PathMTU func(netip.Addr) int
+	// OwnAddresses are all of this machine's.
+	OwnAddresses []netip.Addr
 	// LinkMTU of the underlay, for when there is no peer.
 	LinkMTU int
 	// Paths that were chosen, by node.
@@ -180,8 +182,8 @@ func (c *computation) addPeer(n mesh.Node) {
 	if i := l.chosen(choice.Endpoint); i >= 0 {
 		peer.Endpoint, l.mtu = l.endpoints[i].Addr, l.endpoints[i].MTU
 	}
-	if peer.Keepalive == 0 && choice.Keepalive {
-		peer.Keepalive = natKeepalive
+	if peer.Keepalive == 0 {
+		peer.Keepalive = keepalives[choice.Keepalive]
 	}
 	c.wish.WireGuard.Peers = append(c.wish.WireGuard.Peers, peer)
 	target := path.Target{Node: n.Name, Key: n.PublicKey, Published: n.Endpoints}
@@ -196,9 +198,9 @@ func (c *computation) addPeer(n mesh.Node) {
 	c.links, c.wish.Targets = append(c.links, l), append(c.wish.Targets, target)
 }
 
-// natKeepalive is what the inventors of WireGuard recommend behind address
-// translators.
-const natKeepalive = 25 * time.Second
+// keepalives: behind address translators what the inventors of WireGuard
+// recommend.
+var keepalives = map[path.Keepalive]time.Duration{path.Undecided: wireguard.KeepaliveAsIs, path.Off: 0, path.On: 25 * time.Second}
 
 // link to n: the endpoints there is a route to.
 // Addresses inside the mesh are never endpoints: no tunnel in the tunnel.
@@ -279,7 +281,11 @@ func (c *computation) settleMTU() {
 }
 
 func (c *computation) addOwn() {
-	c.wish.PodCIDRs, c.wish.Own = c.me.PodCIDRs, c.me.Endpoints
+	c.wish.PodCIDRs = c.me.PodCIDRs
+	c.wish.Own = slices.Clone(c.me.Endpoints)
+	for _, a := range c.opts.OwnAddresses {
+		c.wish.Own = append(c.wish.Own, netip.AddrPortFrom(a, uint16(c.opts.ListenPort)))
+	}
 	c.wish.WireGuard.ListenPort = c.opts.ListenPort
 	r := &c.wish.Route
 	r.Device = c.opts.Device

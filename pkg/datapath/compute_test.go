@@ -111,7 +111,7 @@ func TestCompute(t *testing.T) {
 			o.PodCIDRs = []netip.Prefix{prefix("10.244.0.0/16")}
 			o.Paths = map[string]path.Choice{
 				"b": {Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), MTU: 1296, Fresh: 3},
-				"c": {Endpoint: netip.MustParseAddrPort("203.0.113.7:4444"), Keepalive: true}, // where it called from
+				"c": {Endpoint: netip.MustParseAddrPort("203.0.113.7:4444"), Keepalive: path.On}, // where it called from
 				"d": {Endpoint: netip.MustParseAddrPort("10.244.9.9:51820")},
 			}
 		}},

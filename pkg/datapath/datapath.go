@@ -211,9 +211,9 @@ func (d *Datapath) wish(m *memo) (Wish, error) {
 		Device:     d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
-		LinkMTU: route.DefaultMTU(d.cfg.Device),
-		Paths:   d.paths.Choices(),
-		memo:    m,
+		LinkMTU: route.DefaultMTU(d.cfg.Device), OwnAddresses: route.OwnAddresses(),
+		Paths: d.paths.Choices(),
+		memo:  m,
 	})
 }
 

@@ -487,8 +487,10 @@ func (s *story) peers(t *testing.T) {
 // roams: a node calls from another address than it has announced; the others
 // follow it, and leave it at that.
 func (s *story) roams(t *testing.T) {
+	// It may know a by the one family or the other.
+	s.c.sh("wg set mesh0 peer '" + s.a.key.String() + "' endpoint '[2001:db8::1]:51820'")
 	s.c.sh("ip address add 2001:db8::33/64 dev eth0 nodad; ip address del 2001:db8::3/64 dev eth0")
-	if out, err := s.c.in_(2, "ping", "-c1", "-W5", s.a.podAddr(2)); err != nil {
+	if out, err := s.c.in_(2, "ping", "-c3", "-i0.3", "-W3", s.a.podAddr(2)); err != nil {
 		t.Errorf("ping from the new address: %v\n%s", err, out)
 	}
 	endpoint := s.a.sh("wg show mesh0 endpoints | grep '" + s.c.key.String() + "'")
@@ -498,11 +500,11 @@ func (s *story) roams(t *testing.T) {
 	if plan := s.a.ask(&s.state).Plan; len(plan) > 0 {
 		t.Errorf("a wants to change %q", plan)
 	}
-	if out, err := s.a.in_(2, "ping", "-c1", "-W5", s.c.podAddr(2)); err != nil {
+	if out, err := s.a.in_(2, "ping", "-c3", "-i0.3", "-W3", s.c.podAddr(2)); err != nil {
 		t.Errorf("ping to the new address: %v\n%s", err, out)
 	}
 	s.c.sh("ip address add 2001:db8::3/64 dev eth0 nodad; ip address del 2001:db8::33/64 dev eth0")
-	if out, err := s.c.in_(2, "ping", "-c1", "-W5", s.a.podAddr(2)); err != nil {
+	if out, err := s.c.in_(2, "ping", "-c3", "-i0.3", "-W3", s.a.podAddr(2)); err != nil {
 		t.Errorf("ping from the old address: %v\n%s", err, out)
 	}
 }

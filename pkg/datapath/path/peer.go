@@ -35,13 +35,22 @@ type Choice struct {
 	// Endpoint, where not valid the first.
 	Endpoint netip.AddrPort
 	// MTU that was found; 0: as much as the route allows.
-	MTU int
-	// Keepalive: there is an address translator between us, which forgets.
-	Keepalive bool
+	MTU       int
+	Keepalive Keepalive
 	// Fresh counts the sessions to begin anew: another number, another
 	// session.
 	Fresh int
 }
+
+// Keepalive says whether an address translator, which forgets, is between us.
+type Keepalive int
+
+const (
+	// Undecided for a while after a start: what was there before stays.
+	Undecided Keepalive = iota
+	Off
+	On
+)
 
 // Report says how a peer fares.
 type Report struct {
@@ -64,6 +73,9 @@ const (
 	// natEvery is how often a peer behind an address translator is asked, so
 	// that its answer keeps the way open.
 	natEvery = 20 * time.Second
+	// decided so long after a start both sides must have said where they see
+	// each other.
+	decided = natEvery + 10*time.Second
 	// busy is what is sent between two looks for the MTU to matter.
 	busy = 1000
 )
@@ -75,6 +87,7 @@ type peer struct {
 	mtu    mtu
 	rtt    time.Duration
 
+	began  time.Time
 	known  bool            // stats were seen
 	last   wireguard.Stats // as last seen
 	roamed bool            // last.Endpoint is where it called from
@@ -95,7 +108,7 @@ type peer struct {
 
 // newPeer begins with the first endpoint.
 func newPeer(t Target, now time.Time) *peer {
-	p := &peer{}
+	p := &peer{began: now}
 	p.set(t, now)
 	return p
 }
@@ -228,7 +241,12 @@ func (p *peer) patience() time.Duration {
 func (p *peer) due(now time.Time, own []netip.AddrPort) []int {
 	sizes := p.mtu.due(now, p.rtt)
 	them, us := p.behind(own)
-	p.choice.Keepalive = them || us
+	switch {
+	case them || us:
+		p.choice.Keepalive = On
+	case p.choice.Keepalive == On || now.Sub(p.began) >= decided:
+		p.choice.Keepalive = Off
+	}
 	ask := false
 	if them && now.Sub(p.natAsked) >= natEvery {
 		p.natAsked, ask = now, true
@@ -285,6 +303,9 @@ func (p *peer) wake() time.Time {
 		if at.IsZero() || t.Before(at) {
 			at = t
 		}
+	}
+	if p.choice.Keepalive == Undecided {
+		sooner(p.began.Add(decided))
 	}
 	if p.roamed && !slices.Contains(p.target.Published, p.last.Endpoint) && p.last.Endpoint.IsValid() {
 		sooner(p.natAsked.Add(natEvery))

@@ -102,7 +102,7 @@ func (w *world) run(d time.Duration) {
 func (w *world) note() {
 	c := w.peer.choice
 	s := fmt.Sprintf("mtu %d, session %d, %s", c.MTU, c.Fresh, c.Endpoint)
-	if c.Keepalive {
+	if c.Keepalive == On {
 		s += ", keepalive"
 	}
 	if len(w.log) == 0 || !strings.HasSuffix(w.log[len(w.log)-1], ": "+s) {

@@ -205,7 +205,7 @@ func (o knockOp) do(ctx context.Context, d *Device) error {
 		case <-tick.C:
 		}
 	}
-	return configure(o.name, o.keepalives(func(p Peer) time.Duration { return p.Keepalive }))
+	return configure(o.name, o.keepalives(func(p Peer) time.Duration { return max(0, p.Keepalive) }))
 }
 
 func (o knockOp) keepalives(every func(Peer) time.Duration) wgtypes.Config {

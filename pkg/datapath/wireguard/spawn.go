@@ -35,6 +35,7 @@ func (d *Device) spawn(ctx context.Context) error {
 		}
 		defer out.Close()
 	}
+	d.waitForLock(ctx)
 	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
 		Dir: "/", Files: []*os.File{null, out, out}, Env: os.Environ(),
 		Sys: &unix.SysProcAttr{Setsid: true},
@@ -46,6 +47,25 @@ func (d *Device) spawn(ctx context.Context) error {
 	_ = p.Release() // reap waits for it by number
 	d.opts.Log.Info("started userspace device", "device", d.opts.Name, "pid", d.child)
 	return d.ready(ctx, out.Name())
+}
+
+// waitForLock: the link of a process that was killed may be gone before its
+// lock is, and the next one would give up at once.
+func (d *Device) waitForLock(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(LockPath(d.opts.Name)); err != nil || d.processGone() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return // the new one says what is wrong
+		case <-tick.C:
+		}
+	}
 }
 
 // openLog appends, and starts over when the file has grown large.

@@ -51,7 +51,7 @@ type Peer struct {
 	Endpoint netip.AddrPort
 	// AllowedIPs are whole pod CIDRs, never single pods.
 	AllowedIPs []netip.Prefix
-	// Keepalive 0 means none.
+	// Keepalive 0 means none, KeepaliveAsIs what it is already.
 	Keepalive time.Duration
 	// PSK is mixed into each handshake; zero: none.
 	PSK Secret
@@ -59,6 +59,9 @@ type Peer struct {
 	// again, for a session that begins anew.
 	Fresh int
 }
+
+// KeepaliveAsIs leaves the keepalive of a peer alone.
+const KeepaliveAsIs time.Duration = -1
 
 // Secret is a preshared key. It does not print.
 type Secret [32]byte
@@ -422,7 +425,7 @@ func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
 			op.allow = append(op.allow, a)
 		}
 	}
-	if p.Keepalive != old.keepalive {
+	if p.Keepalive != old.keepalive && p.Keepalive != KeepaliveAsIs {
 		op.keepalive = &p.Keepalive
 	}
 	if p.PSK != old.psk {
