@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -13,8 +12,6 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"meshd.dev/pkg/status"
 )
@@ -23,8 +20,7 @@ import (
 // says.
 type agentConfig struct {
 	nodeConfig
-	Kubeconfig     string
-	APIServer      string
+	apiConfig
 	PodCIDRs       []string
 	ServiceCIDRs   []string
 	ClusterDomain  string
@@ -66,8 +62,7 @@ func (c *agentConfig) flags(f *pflag.FlagSet) {
 	f.Lookup("node-ip").Usage = "addresses by which the other machines reach this one, preferred first (default the internal addresses of the Node object)"
 	f.Lookup("cni-conf-dir").DefValue, c.CNIConfDir = "/etc/cni/net.d", "/etc/cni/net.d"
 	f.Lookup("cni-bin-dir").DefValue, c.CNIBinDir = "/opt/cni/bin", "/opt/cni/bin"
-	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "kubeconfig of the cluster (default the service account of the pod this runs in)")
-	f.StringVar(&c.APIServer, "api-server", "", "URL of the Kubernetes API, in place of the one the credentials name; needed where meshd itself is the service proxy")
+	c.apiFlags(f)
 	f.StringSliceVar(&c.PodCIDRs, "pod-cidr", nil, "address ranges of all pods of the cluster, one a family (default the ones of the nodes together)")
 	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "address ranges of services, one a family (default what the cluster says)")
 	f.StringVar(&c.ClusterDomain, "cluster-domain", "cluster.local", "DNS zone of the cluster, as the kubelets have it")
@@ -113,29 +108,6 @@ func (c *agentConfig) complete() error {
 
 func (c *agentConfig) clusterDNSIs(word string) bool {
 	return len(c.ClusterDNS) == 1 && c.ClusterDNS[0] == word
-}
-
-// client reaches the API with a kubeconfig, or else as the pod this runs in.
-func (c *agentConfig) client() (*rest.Config, error) {
-	var config *rest.Config
-	var err error
-	if c.Kubeconfig != "" {
-		if config, err = clientcmd.BuildConfigFromFlags(c.APIServer, c.Kubeconfig); err != nil {
-			return nil, fmt.Errorf("--kubeconfig %s: %w", c.Kubeconfig, err)
-		}
-		return config, nil
-	}
-	config, err = rest.InClusterConfig()
-	if errors.Is(err, rest.ErrNotInCluster) {
-		return nil, errors.New("this is not a pod of a cluster: give --kubeconfig")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("credentials of this pod: %w", err)
-	}
-	if c.APIServer != "" {
-		config.Host = c.APIServer
-	}
-	return config, nil
 }
 
 func runAgent(ctx context.Context, cfg agentConfig) error {

@@ -117,7 +117,11 @@ func (c *cleanup) allowed() error {
 
 func (c *cleanup) traces() ([]trace, error) {
 	var all []trace
-	fromCNI, err := cni.Traces(filepath.Join(c.cniConfDir, conflistName), c.cniBinDirs...)
+	conflists, err := filepath.Glob(filepath.Join(c.cniConfDir, "*"+conflistSuffix))
+	if err != nil {
+		return nil, err
+	}
+	fromCNI, err := cni.Traces(conflists, c.cniBinDirs...)
 	if err != nil {
 		return nil, err
 	}

@@ -122,7 +122,7 @@ func TestCleanupWaitsForMeshd(t *testing.T) {
 	if err := c.run(&out); err == nil || !strings.Contains(err.Error(), "meshd runs on this machine") {
 		t.Errorf("%v\n%s", err, out.String())
 	}
-	if _, err := os.Stat(filepath.Join(dir, "net.d", conflistName)); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, "net.d", "10-meshd.conflist")); err != nil {
 		t.Error("refused, and yet something is gone:", err)
 	}
 }

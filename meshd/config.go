@@ -35,6 +35,7 @@ type nodeConfig struct {
 	CNIConfDir string
 	CNIBinDir  string
 	CNIPlugin  string
+	CNIConf    string
 	ListenPort int
 	AgentPort  int
 	ResolvConf string
@@ -80,6 +81,7 @@ func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.RunDir, "run-dir", "/run/meshd", "folder of sockets")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "folder the container runtime reads network configurations from")
 	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "", "folder the container runtime runs CNI plugins from")
+	f.StringVar(&c.CNIConf, "cni-conf-name", "10"+conflistSuffix, "file of our network configuration there; the container runtime takes the first by name")
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "", "our CNI plugin, to be installed there (default the file mesh beside this program)")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
@@ -220,6 +222,9 @@ func (c *nodeConfig) completeNetwork() error {
 	}
 	if c.ListenPort < 1 || c.ListenPort > 65535 {
 		return fmt.Errorf("--listen-port %d: want 1 to 65535", c.ListenPort)
+	}
+	if !strings.HasSuffix(c.CNIConf, conflistSuffix) || c.CNIConf != filepath.Base(c.CNIConf) {
+		return fmt.Errorf("--cni-conf-name %q: want a name that ends in %s, by which it is known as ours", c.CNIConf, conflistSuffix)
 	}
 	if c.CNIPlugin == "" {
 		self, err := os.Executable()

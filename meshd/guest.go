@@ -153,10 +153,10 @@ func (g *guest) look(confDir string) {
 		default:
 			continue
 		}
-		if e.Name() >= conflistName {
+		if e.Name() >= g.cfg.CNIConf {
 			break
 		}
-		g.node.board.Fail("cni/foreign", fmt.Sprintf("%s comes before %s: the container runtime attaches pods to that network, not to this one", filepath.Join(confDir, e.Name()), conflistName),
+		g.node.board.Fail("cni/foreign", fmt.Sprintf("%s comes before %s: the container runtime attaches pods to that network, not to this one", filepath.Join(confDir, e.Name()), g.cfg.CNIConf),
 			"switch the other network off and remove that file on this machine; meshd leaves it alone")
 		return
 	}
@@ -166,7 +166,7 @@ func (g *guest) look(confDir string) {
 // network is the condition of this node: up as soon as the container runtime
 // has our configuration, and from then on, whatever meshd is about.
 func (g *guest) network() kube.Network {
-	if _, err := os.Stat(filepath.Join(g.cfg.CNIConfDir, conflistName)); err == nil {
+	if _, err := os.Stat(filepath.Join(g.cfg.CNIConfDir, g.cfg.CNIConf)); err == nil {
 		return kube.Network{Up: true, Reason: "MeshdIsUp", Message: "meshd attaches pods on this node"}
 	}
 	return kube.Network{Reason: "MeshdIsNotUp", Message: short(strings.Join(hindrances(g.node.board.Checks()), "; "))}

@@ -99,6 +99,7 @@ func TestForeignConfigurationIsNamed(t *testing.T) {
 				}
 			}
 			g := &guest{node: &node{board: &status.Board{}}}
+			g.cfg.CNIConf = "10-meshd.conflist"
 			g.look(dir)
 			check := g.node.board.Checks()[0]
 			if check.Healthy != (c.want == "") || !strings.Contains(check.Reason, c.want) {
@@ -125,6 +126,8 @@ func TestAgentSettings(t *testing.T) {
 		{"cluster DNS off", []string{"--cluster-dns", "off"}, ""},
 		{"cluster DNS by address", []string{"--cluster-dns", "10.96.0.10,fd00:10:96::a"}, ""},
 		{"cluster DNS mixed", []string{"--cluster-dns", "auto,10.96.0.10"}, `--cluster-dns "auto": want addresses, auto or off`},
+		{"a name for the configuration", []string{"--cni-conf-name", "05-other.conflist"}, "want a name that ends in -meshd.conflist"},
+		{"a path for a name", []string{"--cni-conf-name", "a/05-meshd.conflist"}, "want a name that ends in"},
 		{"a range", []string{"--pod-cidr", "10.244.0.1/16"}, "10.244.0.0/16 would be right"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,8 +31,12 @@ import (
 )
 
 const (
-	conflistName  = "10-meshd.conflist"
-	renewInterval = time.Hour
+	// conflistSuffix is how our network configuration is known as ours.
+	conflistSuffix = "-meshd.conflist"
+	// reinstallInterval is how soon a plugin or a configuration that somebody
+	// else removed is back, as an update of a distribution may.
+	reinstallInterval = 10 * time.Second
+	renewInterval     = time.Hour
 	// publishResync is how soon a node record that somebody else changed is
 	// put right.
 	publishResync = 30 * time.Second
@@ -53,6 +58,9 @@ type node struct {
 	datapath *datapath.Datapath
 	index    *index.Index
 	dns      *coredns.Server
+
+	// announced is the network pods may be attached to; nil before there is one.
+	announced atomic.Pointer[datapath.Network]
 
 	// creds and agent are those of a machine that joined; guest is the rest of
 	// one whose pods a kubelet runs.
@@ -157,7 +165,17 @@ func (n *node) networkReady(net datapath.Network) error {
 	if n.guest == nil {
 		n.dns.SetListen(meshAddrs(net.PodCIDRs))
 	}
-	err := n.installNetwork(net)
+	n.announced.Store(&net)
+	return n.install()
+}
+
+// install puts plugin and configuration where they are not as they should be.
+func (n *node) install() error {
+	net := n.announced.Load()
+	if net == nil {
+		return nil // nothing was announced yet
+	}
+	err := n.installNetwork(*net)
 	n.board.Report("cni/conflist", err, "is the container runtime running? else mend what is named; --cni-conf-dir and --cni-bin-dir say other folders")
 	return err
 }
@@ -173,9 +191,9 @@ func (n *node) installNetwork(net datapath.Network) error {
 	if _, err := cni.InstallLoopback(n.cfg.CNIPlugin, bin); err != nil {
 		return err
 	}
-	changed, err := cni.WriteConflist(filepath.Join(conf, conflistName), n.network(net))
+	changed, err := cni.WriteConflist(filepath.Join(conf, n.cfg.CNIConf), n.network(net))
 	if changed {
-		n.log.Info("pods can be attached", "podCIDRs", net.PodCIDRs, "mtu", net.MTU, "conflist", filepath.Join(conf, conflistName))
+		n.log.Info("pods can be attached", "podCIDRs", net.PodCIDRs, "mtu", net.MTU, "conflist", filepath.Join(conf, n.cfg.CNIConf))
 	}
 	return err
 }
@@ -275,6 +293,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
 		"pods":     n.watchPods,
+		"cni":      every(reinstallInterval, func(context.Context) { _ = n.install() }), // the board has the error
 	}
 	if n.guest != nil {
 		parts["cluster"] = every(publishResync, n.guest.check)

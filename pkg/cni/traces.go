@@ -43,11 +43,11 @@ func Links() ([]string, error) {
 }
 
 // Traces lists what is installed for the container runtime, and the links of
-// pods: the configuration first, so that no pod comes while the rest goes.
-func Traces(conflist string, binDirs ...string) ([]Trace, error) {
+// pods: the configurations first, so that no pod comes while the rest goes.
+func Traces(conflists []string, binDirs ...string) ([]Trace, error) {
 	var traces []Trace
-	if _, err := os.Lstat(conflist); err == nil {
-		traces = append(traces, fileTrace(conflist))
+	for _, path := range conflists {
+		traces = append(traces, fileTrace(path))
 	}
 	links, err := Links()
 	if err != nil {
