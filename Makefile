@@ -3,6 +3,8 @@
 #                 (KEEP=1 leaves them running, make demo-down takes them away)
 # make test       pure tests, one-subsystem tests in namespaces, whole stories
 # make test-vm    the datapath on a kernel with WireGuard, in an emulated guest
+# make test-kubernetes
+#                 a real Kubernetes on three machines, with meshd as its network
 # make check      formatting, vet, the arrows of the tree, go.mod
 # make image      bin/meshd-image.tar, the container image of manifests/
 # make bench      the figures, each against a reference in the same run
@@ -24,7 +26,7 @@ LDFLAGS := -s -w -X main.release=$(VERSION) \
 	-X $(K8S_VERSION).gitVersion=$(KUBERNETES)+meshd \
 	-X $(K8S_VERSION).gitMajor=1 -X $(K8S_VERSION).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
 
-.PHONY: all build image deps demo demo-down test test-vm check bench clean
+.PHONY: all build image deps demo demo-down test test-kubernetes test-vm check bench clean
 
 all: build
 
@@ -67,7 +69,7 @@ demo-down:
 # Whole stories run alone, after everything else.
 STORIES := ./test/scenario/...
 # test/bench measures (make bench); test/vm boots a guest (make test-vm).
-TESTED = $$(go list ./... | grep -v -e /test/scenario -e /test/bench -e /test/vm)
+TESTED = $$(go list ./... | grep -v -e /test/scenario -e /test/bench -e /test/vm -e /test/kubernetes)
 
 # Debian's kubectl, unpacked and not installed: the host may have one of its own.
 bin/kubectl-debian:
@@ -89,6 +91,13 @@ test: deps build bin/kubectl-debian bin/tools/kubectl
 	go build -o bin/tally ./test/tally
 	PATH="$$PATH:$(CURDIR)/bin/tools" go test -vet=off -p 2 -timeout 15m -json $(TESTED) 2>&1 | bin/tally
 	go test -vet=off -p 1 -timeout 30m -json $(STORIES) 2>&1 | bin/tally
+
+# A real Kubernetes of three machines, with the image and the manifests as its
+# network; TEST=NAME is one of its stories. The first run compiles its programs.
+# A cluster that fails leaves its logs in bin/logs.
+test-kubernetes: deps image $(addprefix bin/tools/,kubectl etcd $(UPSTREAM))
+	go build -o bin/tally ./test/tally
+	go test -vet=off -count=1 -timeout 30m -json $(if $(TEST),-run '^$(TEST)$$') ./test/kubernetes 2>&1 | bin/tally -steps
 
 # The datapath's tests on a kernel that has WireGuard, in an emulated guest:
 # minutes, and a package of 100 MB on the first run.

@@ -105,10 +105,13 @@ func client(m *netlab.Machine) *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: m.DialContext, DisableKeepAlives: true}}
 }
 
-// AskFrom asks the echo program in a pod something, from the pod's own machine
-// unless another is given; path may have a query.
-func (v *View) AskFrom(ctx context.Context, m *netlab.Machine, ip, method, path string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+net.JoinHostPort(ip, "8080")+path, nil)
+// Get has machine m fetch a URL with a numeric address.
+func Get(ctx context.Context, m *netlab.Machine, target string) (string, error) {
+	return request(ctx, m, http.MethodGet, target)
+}
+
+func request(ctx context.Context, m *netlab.Machine, method, target string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		return "", err
 	}
@@ -119,17 +122,25 @@ func (v *View) AskFrom(ctx context.Context, m *netlab.Machine, ip, method, path 
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s: %s", path, resp.Status, strings.TrimSpace(string(b)))
+		err = fmt.Errorf("%s: %s: %s", target, resp.Status, strings.TrimSpace(string(b)))
 	}
 	return string(b), err
 }
 
+// AskFrom asks the echo program in a pod something, from the pod's own machine
+// unless another is given; path may have a query.
+func (v *View) AskFrom(ctx context.Context, m *netlab.Machine, ip, method, path string) (string, error) {
+	return request(ctx, m, method, "http://"+net.JoinHostPort(ip, "8080")+path)
+}
+
+// Ask asks it from its own machine.
 func (v *View) Ask(ctx context.Context, p *corev1.Pod, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return v.AskFrom(ctx, v.Machine(p.Spec.NodeName), p.Status.PodIP, http.MethodGet, path)
 }
 
+// AskJSON wants JSON for an answer.
 func (v *View) AskJSON(ctx context.Context, p *corev1.Pod, path string, into any) error {
 	body, err := v.Ask(ctx, p, path)
 	if err != nil {
@@ -142,6 +153,7 @@ func (v *View) AskJSON(ctx context.Context, p *corev1.Pod, path string, into any
 type Identity struct {
 	Pod, Node string
 	Started   time.Time
+	Remote    string // whom it saw asking
 }
 
 func (v *View) Identity(ctx context.Context, p *corev1.Pod) (Identity, error) {

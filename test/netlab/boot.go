@@ -19,7 +19,7 @@ type bootOrder struct {
 	Group    string      `json:"group"` // its cgroup in every hierarchy
 	Cgroups  []hierarchy `json:"cgroups"`
 	Binaries string      `json:"binaries,omitempty"` // shown as /usr/local/bin
-	BootID   string      `json:"bootID"`
+	BootID   string      `json:"bootID,omitempty"`   // empty: the host's
 }
 
 // What of a machine is on its disk and so outlives a power cut, as disk/NAME
@@ -226,6 +226,9 @@ func fixedFiles(root string, o bootOrder) error {
 		if err := os.WriteFile(root+"/sys/fs/cgroup/"+leaf+"/cgroup.procs", []byte("0"), 0o644); err != nil {
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
+	}
+	if o.BootID == "" {
+		return nil
 	}
 	if err := os.WriteFile(root+"/run/boot_id", []byte(o.BootID+"\n"), 0o444); err != nil {
 		return err

@@ -31,6 +31,10 @@ type Config struct {
 	Keep bool
 	// Binaries is a folder every machine shows, read-only, as /usr/local/bin.
 	Binaries string
+	// HostBootID shows every machine the host's boot id instead of a new one at
+	// each power cycle. Containers see the host's whatever the machine shows, so
+	// daemons in containers need it.
+	HostBootID bool
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -46,6 +50,7 @@ type state struct {
 	Name     string      `json:"name"`
 	Keep     bool        `json:"keep"`
 	Binaries string      `json:"binaries,omitempty"`
+	HostBoot bool        `json:"hostBootID,omitempty"`
 	Owner    process     `json:"owner"`
 	Cgroups  []hierarchy `json:"cgroups"`
 	Machines []*machine  `json:"machines"`
@@ -76,7 +81,7 @@ func New(ctx context.Context, c Config) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{log: log, state: state{Name: c.Name, Keep: c.Keep, Binaries: c.Binaries, Cgroups: hs, Owner: self()}}
+	l := &Lab{log: log, state: state{Name: c.Name, Keep: c.Keep, Binaries: c.Binaries, HostBoot: c.HostBootID, Cgroups: hs, Owner: self()}}
 	if err := os.MkdirAll(Root, 0o700); err != nil {
 		return nil, err
 	}

@@ -147,8 +147,12 @@ func (m *Machine) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := helper(powerName, bootOrder{Hostname: m.Name, Dir: m.dir(), Group: m.group(), Cgroups: m.lab.state.Cgroups,
-		Binaries: m.lab.state.Binaries, BootID: uuid()})
+	order := bootOrder{Hostname: m.Name, Dir: m.dir(), Group: m.group(), Cgroups: m.lab.state.Cgroups,
+		Binaries: m.lab.state.Binaries}
+	if !m.lab.state.HostBoot {
+		order.BootID = uuid()
+	}
+	cmd := helper(powerName, order)
 	cmd.Stderr = log
 	out, err := cmd.Output()
 	if err != nil {

@@ -1,12 +1,14 @@
 // Command tally reads `go test -json` and prints what a person wants to see of
 // it: a line a package, and the whole output of what failed. It ends non-zero
 // if a test failed or was skipped: where it is used nothing may be missing, and
-// a skip would be a hole nobody sees.
+// a skip would be a hole nobody sees. With -steps it prints a line a passed
+// subtest as well, with its time and what it logged.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -27,6 +29,7 @@ type event struct {
 // A tally is what was seen so far.
 type tally struct {
 	out     io.Writer
+	steps   bool
 	output  map[string]*strings.Builder // by package and test
 	skipped []string
 	failed  []string
@@ -35,6 +38,8 @@ type tally struct {
 
 func main() {
 	t := &tally{out: os.Stdout, output: map[string]*strings.Builder{}}
+	flag.BoolVar(&t.steps, "steps", false, "print a line a passed subtest, with its time and what it logged")
+	flag.Parse()
 	if err := t.read(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stderr, "tally:", err)
 		os.Exit(1)
@@ -106,6 +111,9 @@ func (t *tally) end(e event, key string) {
 		}
 	case e.Action == "pass":
 		t.passed++
+		if _, step, ok := strings.Cut(e.Test, "/"); ok && t.steps {
+			fmt.Fprintf(t.out, "ok  %7.2fs  %-70s %s\n", e.Elapsed, strings.ReplaceAll(step, "_", " "), logged(output))
+		}
 	case e.Action == "fail":
 		t.failed = append(t.failed, key)
 		fmt.Fprint(t.out, output)
@@ -113,6 +121,18 @@ func (t *tally) end(e event, key string) {
 		t.skipped = append(t.skipped, key)
 		fmt.Fprint(t.out, output)
 	}
+}
+
+// logged is what a test logged, without where and without go's own lines.
+func logged(output string) string {
+	var said []string
+	for line := range strings.Lines(output) {
+		if _, text, ok := strings.Cut(strings.TrimSpace(line), ".go:"); ok {
+			_, text, _ = strings.Cut(text, ": ")
+			said = append(said, text)
+		}
+	}
+	return strings.Join(said, "; ")
 }
 
 // sum prints the end and reports whether all is well.

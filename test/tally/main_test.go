@@ -49,3 +49,20 @@ func FuzzTally(f *testing.F) {
 		tl.sum()
 	})
 }
+
+func TestSteps(t *testing.T) {
+	var out strings.Builder
+	tl := &tally{out: &out, steps: true, output: map[string]*strings.Builder{}}
+	for _, line := range []string{
+		`{"Action":"output","Package":"p","Test":"A/nodes_Ready","Output":"=== RUN   A/nodes_Ready\n"}`,
+		`{"Action":"output","Package":"p","Test":"A/nodes_Ready","Output":"    x_test.go:7: after 2.9s\n"}`,
+		`{"Action":"pass","Package":"p","Test":"A/nodes_Ready","Elapsed":3.1}`,
+		`{"Action":"pass","Package":"p","Test":"A","Elapsed":3.2}`,
+	} {
+		tl.line([]byte(line))
+	}
+	got := strings.Join(strings.Fields(out.String()), " ")
+	if want := "ok 3.10s nodes Ready after 2.9s"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+}

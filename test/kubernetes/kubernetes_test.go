@@ -1,0 +1,96 @@
+package kubernetes
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"meshd.dev/test/netlab"
+)
+
+func TestMain(m *testing.M) {
+	netlab.Init()
+	os.Exit(m.Run())
+}
+
+// newWorld is a cluster that is taken away after the test, without a trace.
+// KEEP in the environment names the lab and leaves it.
+func newWorld(t *testing.T, c Config) *World {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, tool := range []string{"containerd", "runc", "nft", "wg", "go"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s", tool)
+		}
+	}
+	root := filepath.Join("..", "..")
+	for _, binary := range []string{imageTar, "meshctl", "tools/etcd", "tools/kubectl", "tools/kube-apiserver",
+		"tools/kube-controller-manager", "tools/kube-scheduler", "tools/kubelet", "tools/kube-proxy"} {
+		if _, err := os.Stat(filepath.Join(root, "bin", binary)); err != nil {
+			t.Skipf("needs bin/%s: make test-kubernetes", binary)
+		}
+	}
+	c.Bin, c.Work, c.Manifests = filepath.Join(root, "bin"), t.TempDir(), filepath.Join(root, "manifests")
+	c.Logs = filepath.Join(root, "bin", "logs", t.Name())
+	c.Name = os.Getenv("KEEP")
+	c.Keep = c.Name != ""
+	w, err := New(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.Report(t.Output())
+		}
+		if c.Keep {
+			return
+		}
+		if err := w.End(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if traces := w.Lab.Traces(); len(traces) > 0 {
+			t.Errorf("left behind:\n%s", strings.Join(traces, "\n"))
+		}
+	})
+	return w
+}
+
+// tell runs steps in order and stops at the first that fails.
+func tell(t *testing.T, w *World, steps []Step) {
+	t.Helper()
+	for _, s := range steps {
+		if !t.Run(s.Name, func(t *testing.T) {
+			note, err := s.Run(t.Context(), w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Log(note)
+		}) {
+			t.Fatalf("the story ends at %q", s.Name)
+		}
+	}
+}
+
+func TestBesideKubeProxy(t *testing.T) {
+	tell(t, newWorld(t, Config{Services: KubeProxy}), []Step{
+		{"three machines with containerd", bootMachines},
+		{"a control plane on m1", startControlPlane},
+		{"three kubelets; without a CNI no node is Ready", startNodes},
+		{"kubectl apply -k manifests/kubeadm: nodes Ready, meshctl status healthy", install},
+		{"application", applicationReady},
+		{"pods", podsReachEachOther},
+		{"nodes to pods, pods to nodes", nodesAndPods},
+		{"masquerade", masquerade},
+		{"crash", crash},
+		{"services", services},
+		{"names", names},
+		{"tunnel", throughTunnel},
+		{"bandwidth", bandwidth},
+		{"hostport", hostPort},
+	})
+}
