@@ -12,7 +12,7 @@ import (
 )
 
 func wireguardCommand() *cobra.Command {
-	var whereNeeded, noOffloads bool
+	var whereNeeded, noOffloads, takeOver bool
 	cmd := &cobra.Command{
 		Use:   "wireguard [DEVICE]",
 		Short: "Carry a WireGuard device in this process, where the kernel has no WireGuard",
@@ -35,10 +35,11 @@ traffic to other nodes then stops, in clear it never goes.`,
 				<-cmd.Context().Done()
 				return nil
 			}
-			return userspace.Run(cmd.Context(), userspace.Config{Device: device, NoOffloads: noOffloads, Log: log})
+			return userspace.Run(cmd.Context(), userspace.Config{Device: device, NoOffloads: noOffloads, TakeOver: takeOver, Log: log})
 		},
 	}
 	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard; for a service that starts everywhere")
 	cmd.Flags().BoolVar(&noOffloads, "no-offloads", false, "use no segmentation offloads (TSO, USO, UDP_SEGMENT, UDP_GRO), though a trial finds that they work")
+	cmd.Flags().BoolVar(&takeOver, "take-over", false, "go on where another process carries the device: end it, keep the link and what it was told; for upgrades")
 	return cmd
 }

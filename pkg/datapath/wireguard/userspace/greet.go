@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/tailscale/wireguard-go/device"
@@ -43,6 +44,15 @@ func (g *greeter) told(key device.NoisePublicKey) {
 	}
 	g.known[key] = true
 	g.next = append(g.next, key)
+}
+
+// toldAll notes the peers in lines of the control socket's protocol.
+func (g *greeter) toldAll(config string) {
+	l := &listener{greeter: g}
+	for line := range strings.Lines(config) {
+		l.heard([]byte(strings.TrimSuffix(line, "\n")))
+	}
+	g.kick()
 }
 
 // kick has greetings sent that can be sent now.

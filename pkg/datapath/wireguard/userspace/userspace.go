@@ -62,26 +62,27 @@ type Config struct {
 	// NoOffloads leaves segmentation to nobody but the sender. Otherwise what
 	// the kernel gets right is used, from when that has been found out.
 	NoOffloads bool
-	Log        *slog.Logger
+	// TakeOver goes on where another process that serves the device is: it is
+	// ended, and its link and configuration are this one's.
+	TakeOver bool
+	Log      *slog.Logger
 }
 
 // Run serves the device until ctx ends or the link is deleted; the device is
-// gone then. It returns an error at once when another process serves it.
+// gone then. It returns an error at once when another process serves it, unless
+// it is to take over.
 // Parallelism and memory of the whole process are set for this one purpose.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	tune()
-	unlock, err := lock(cfg.Device)
+	begin, err := cfg.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	l, err := link.Open(cfg.Device, cmp.Or(cfg.MTU, 1500-mesh.TunnelOverhead))
-	if err != nil {
-		return err
-	}
+	defer begin.unlock()
+	l := begin.link
 	bind, greeter := newBind(), newGreeter()
 	bind.opened = greeter.kick
 	dev := newEngine(l, bind, cfg.Log)
@@ -94,7 +95,13 @@ func Run(ctx context.Context, cfg Config) error {
 		helpers.Go(func() { useOffloads(l, bind, cfg.Log) })
 	}
 	defer func() { cancel(); helpers.Wait() }()
-	control := &control{path: "/var/run/wireguard/" + cfg.Device + ".sock", handle: func(c net.Conn) { dev.IpcHandle(greeter.listen(c)) }}
+	if begin.config != "" {
+		if err := dev.IpcSet(begin.config); err != nil {
+			cfg.Log.Warn("some of what the process before was told", "err", err)
+		}
+		greeter.toldAll(begin.config)
+	}
+	control := &control{path: socketPath(cfg.Device), handle: func(c net.Conn) { dev.IpcHandle(greeter.listen(c)) }}
 	if err := control.open(); err != nil {
 		return err
 	}
@@ -119,6 +126,43 @@ func Run(ctx context.Context, cfg Config) error {
 			m.trim()
 		}
 	}
+}
+
+// socketPath is the standard control socket.
+func socketPath(device string) string { return "/var/run/wireguard/" + device + ".sock" }
+
+// start is what a process begins with.
+type start struct {
+	link   *link.Device
+	unlock func()
+	config string
+}
+
+// begin makes a link, or takes over a predecessor's.
+func (cfg Config) begin(ctx context.Context) (s start, err error) {
+	var p *predecessor
+	if cfg.TakeOver {
+		if p, err = findPredecessor(cfg.Device); err != nil {
+			return s, err
+		}
+	}
+	if p == nil {
+		if s.unlock, err = lock(cfg.Device); err != nil {
+			return s, err
+		}
+		s.link, err = link.Open(cfg.Device, cmp.Or(cfg.MTU, 1500-mesh.TunnelOverhead))
+	} else {
+		defer p.file.Close() // the link has its own by then
+		if s.unlock, err = p.end(ctx, cfg.Device); err != nil {
+			return s, err
+		}
+		s.config = p.config
+		s.link, err = link.Adopt(cfg.Device, p.file)
+	}
+	if err != nil {
+		s.unlock()
+	}
+	return s, err
 }
 
 // tune: few threads, because handing packets between cores costs more than it

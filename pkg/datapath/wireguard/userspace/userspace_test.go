@@ -22,7 +22,13 @@ import (
 	"meshd.dev/pkg/datapath/wireguard/userspace"
 )
 
-func TestMain(m *testing.M) { testns.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == serve {
+		serveDevice(os.Args[2])
+		return
+	}
+	testns.Main(m)
+}
 
 // Our device, 10.244.1.1 on port 51901, talks to one of the official module,
 // 10.244.2.2 on port 51902, over loopback.

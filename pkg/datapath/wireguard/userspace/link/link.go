@@ -64,9 +64,40 @@ func (o Offloads) String() string {
 
 // Open makes the link called name in the network namespace of the caller's
 // thread.
-func Open(name string, mtu int) (_ *Device, err error) {
-	d := &Device{name: name, events: make(chan tun.Event, 4), closing: make(chan struct{})}
-	var undo []func()
+func Open(name string, mtu int) (*Device, error) {
+	file, err := attach(name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := newDevice(name, file)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.setMTU(mtu); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// Adopt goes on with the link called name that another process has made with
+// Open, and has open as file; file may be closed afterwards.
+func Adopt(name string, file *os.File) (*Device, error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var refused error
+	if err := raw.Control(func(old uintptr) { fd, refused = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil || refused != nil {
+		return nil, errors.Join(err, refused)
+	}
+	return newDevice(name, os.NewFile(uintptr(fd), file.Name()))
+}
+
+// newDevice owns file, also when it fails.
+func newDevice(name string, file *os.File) (_ *Device, err error) {
+	d := &Device{name: name, file: file, events: make(chan tun.Event, 4), closing: make(chan struct{})}
+	undo := []func(){func() { d.file.Close() }}
 	done := false
 	defer func() {
 		if !done {
@@ -75,20 +106,13 @@ func Open(name string, mtu int) (_ *Device, err error) {
 			}
 		}
 	}()
+	if d.raw, err = d.file.SyscallConn(); err != nil {
+		return nil, err
+	}
 	if d.control, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, err
 	}
 	undo = append(undo, func() { unix.Close(d.control) })
-	if d.file, err = attach(name); err != nil {
-		return nil, err
-	}
-	undo = append(undo, func() { d.file.Close() })
-	if d.raw, err = d.file.SyscallConn(); err != nil {
-		return nil, err
-	}
-	if err := d.setMTU(mtu); err != nil {
-		return nil, err
-	}
 	if d.watch, err = changes(); err != nil {
 		return nil, err
 	}
