@@ -34,6 +34,14 @@ type Options struct {
 	LinkMTU int
 	// Paths that were chosen, by node.
 	Paths map[string]path.Choice
+	// Keys of this node; Second is the device that has the next one.
+	Keys   wireguard.Keys
+	Second string
+	// OverSecond are the nodes to send to over the second device.
+	OverSecond map[string]bool
+	// PSK of two keys, ours and a node's. When it says why, there is to be no
+	// tunnel between these keys yet. Nil: no pair has one.
+	PSK func(node mesh.Node, own, peer mesh.Key) (psk wireguard.Secret, why string)
 
 	memo *memo
 }
@@ -43,8 +51,10 @@ type Wish struct {
 	// PodCIDRs of this node.
 	PodCIDRs  []netip.Prefix
 	WireGuard wireguard.Config
-	Route     route.Config
-	Firewall  firewall.Config
+	// Second device; nil: it shall not be there.
+	Second   *wireguard.Config
+	Route    route.Config
+	Firewall firewall.Config
 	// Targets are the peers to find paths to, Own the endpoints of this node.
 	Targets []path.Target
 	Own     []netip.AddrPort
@@ -82,7 +92,9 @@ func Compute(state *mesh.State, self string, opts Options) (Wish, error) {
 			return Wish{}, fmt.Errorf("pod CIDR %s contains %s, the address of this node: choose pod CIDRs outside the machines' own network", p, a)
 		}
 	}
-	for _, n := range c.accepted(state) {
+	nodes := c.accepted(state)
+	c.settleSecond(nodes)
+	for _, n := range nodes {
 		c.addPeer(n)
 	}
 	c.settleMTU()
@@ -132,8 +144,11 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 	}
 	var claims []claim
 	keys := map[mesh.Key]string{}
+	for _, k := range []mesh.Key{c.opts.Keys.Current, c.opts.Keys.Next} {
+		keys[k] = c.self
+	}
 	accept := func(n mesh.Node) bool {
-		if other, ok := keys[n.PublicKey]; ok && !n.PublicKey.IsZero() {
+		if other, ok := twin(keys, n); ok {
 			c.problem(n.Name, fmt.Sprintf("has the same public key as node %s", other),
 				"one of the two machines is a copy of the other: delete wireguard.key in the state folder of the copy and restart meshd there")
 			return false
@@ -147,7 +162,7 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 				}
 			}
 		}
-		keys[n.PublicKey] = n.Name
+		keys[n.PublicKey], keys[n.NextKey] = n.Name, n.Name
 		for _, p := range n.PodCIDRs {
 			claims = append(claims, claim{p, n.Name})
 		}
@@ -161,6 +176,16 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 		}
 	}
 	return nodes
+}
+
+// twin is another node that has one of the keys of n.
+func twin(keys map[mesh.Key]string, n mesh.Node) (node string, found bool) {
+	for _, k := range []mesh.Key{n.PublicKey, n.NextKey} {
+		if other, ok := keys[k]; ok && !k.IsZero() && other != n.Name {
+			return other, true
+		}
+	}
+	return "", false
 }
 
 func (c *computation) addPeer(n mesh.Node) {
@@ -185,11 +210,11 @@ func (c *computation) addPeer(n mesh.Node) {
 	if peer.Keepalive == 0 {
 		peer.Keepalive = keepalives[choice.Keepalive]
 	}
-	c.wish.WireGuard.Peers = append(c.wish.WireGuard.Peers, peer)
+	second := c.addTunnels(n, peer)
 	target := path.Target{Node: n.Name, Key: n.PublicKey, Published: n.Endpoints}
 	for _, p := range n.PodCIDRs {
 		src := c.source(p)
-		l.routes = append(l.routes, route.Route{Dst: p, Src: src})
+		l.routes = append(l.routes, route.Route{Dst: p, Src: src, Second: second})
 		if src.IsValid() && !target.Remote.IsValid() {
 			target.Remote = mesh.MeshAddr(p)
 		}
@@ -253,6 +278,9 @@ func (c *computation) settleMTU() {
 	}
 	device := max(cmp.Or(widest, c.opts.LinkMTU, 1500)-mesh.TunnelOverhead, mesh.MinMTU)
 	c.wish.WireGuard.MTU = device
+	if c.wish.Second != nil {
+		c.wish.Second.MTU = device
+	}
 	fit := func(underlay int) int {
 		mtu := underlay - mesh.TunnelOverhead
 		if underlay == 0 || mtu >= device {
@@ -288,7 +316,7 @@ func (c *computation) addOwn() {
 	}
 	c.wish.WireGuard.ListenPort = c.opts.ListenPort
 	r := &c.wish.Route
-	r.Device = c.opts.Device
+	r.Device, r.Second = c.opts.Device, c.opts.Second
 	r.Addrs = c.me.MeshAddrs()
 	r.Floor = append(r.Floor, c.me.PodCIDRs...)
 	r.Floor = append(r.Floor, c.cluster...)

@@ -69,6 +69,12 @@ type Config struct {
 	PodCIDRs []netip.Prefix
 	// Keepalive of every peer; 0 sends none. Needed by nodes behind NAT.
 	Keepalive time.Duration
+	// KeyRotation is how often the node changes its key; 0: when told.
+	KeyRotation time.Duration
+	// PSK of two keys, see Options. Optional.
+	PSK func(node mesh.Node, own, peer mesh.Key) (psk wireguard.Secret, why string)
+	// OnKeys is called when Published changed. It must not block. Optional.
+	OnKeys func()
 	// SpawnUserspace is the command that serves a userspace device; the name
 	// of the device is appended: {"/usr/local/bin/meshd", "wireguard"}. Used
 	// where the kernel has no WireGuard. Empty: kernel only.
@@ -114,10 +120,12 @@ func (c *Config) setDefaults() error {
 type Datapath struct {
 	cfg      Config
 	device   *wireguard.Device
+	second   *wireguard.Device
 	firewall *firewall.Table
 	loop     *reconcile.Loop
 	mtu      atomic.Int64
 	tunnels  tunnels
+	rotation rotation
 	paths    *path.Paths
 	// wished is the newest wish, true whether it came true as a whole.
 	wished atomic.Pointer[Wish]
@@ -128,6 +136,7 @@ type Datapath struct {
 	told     Network
 	toldOnce bool
 	timer    *time.Timer // of the second look for flows
+	pace     *time.Timer // of the next look at sessions, while a key changes
 
 	other other
 }
@@ -147,7 +156,7 @@ func New(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
-	d := &Datapath{cfg: cfg, device: device, firewall: firewall.New(cfg.Log, cfg.Pods)}
+	d := &Datapath{cfg: cfg, device: device, second: device.Second(cfg.Device + mesh.SecondSuffix), firewall: firewall.New(cfg.Log, cfg.Pods)}
 	d.paths = path.New(path.Config{Changed: d.Kick, Log: cfg.Log,
 		Repaired: func(node, what string) { cfg.Board.Repaired("tunnel/"+node, what) }})
 	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Resync: resync, Log: cfg.Log})
@@ -173,6 +182,8 @@ func (d *Datapath) MTU() int { return int(d.mtu.Load()) }
 func (d *Datapath) Run(ctx context.Context) error {
 	d.timer = time.AfterFunc(time.Hour, d.loop.Kick)
 	defer d.timer.Stop()
+	d.pace = time.AfterFunc(time.Hour, d.loop.Kick)
+	defer d.pace.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return watch(ctx, d.cfg.Device, d.loop.Kick, d.cfg.Log) })
 	group.Go(func() error { return d.loop.Run(ctx) })
@@ -184,24 +195,36 @@ func (d *Datapath) Run(ctx context.Context) error {
 // Plan lists what Run would do now, as the commands a person would type.
 // Nothing changes.
 func (d *Datapath) Plan() ([]string, error) {
-	wish, err := d.wish(nil)
+	state := d.cfg.Source.State()
+	if state == nil {
+		return nil, errNoState
+	}
+	keys, over := d.device.Ring().Keys(), map[string]bool(nil)
+	if others, changing := d.others(state, keys); changing {
+		over = overSecond(keys, others, d.sessions(keys), time.Now())
+	}
+	wish, err := d.wish(state, keys, over, nil)
 	if err != nil {
 		return nil, err
 	}
 	fw, err1 := d.firewall.Plan(wish.Firewall)
 	wg, err2 := d.device.Plan(wish.WireGuard)
-	rt, err3 := route.Plan(wish.Route)
-	return slices.Concat(fw, wg, rt), errors.Join(err1, err2, err3)
+	second, err3 := d.planSecond(wish)
+	rt, err4 := route.Plan(wish.Route)
+	return slices.Concat(fw, wg, second, rt), errors.Join(err1, err2, err3, err4)
+}
+
+func (d *Datapath) planSecond(wish Wish) ([]string, error) {
+	if wish.Second == nil {
+		return d.second.PlanRemove()
+	}
+	return d.second.Plan(*wish.Second)
 }
 
 // errNoState: nothing may be decided, least of all what to remove.
 var errNoState = errors.New("the state of the cluster is not known yet")
 
-func (d *Datapath) wish(m *memo) (Wish, error) {
-	state := d.cfg.Source.State()
-	if state == nil {
-		return Wish{}, errNoState
-	}
+func (d *Datapath) wish(state *mesh.State, keys wireguard.Keys, over map[string]bool, m *memo) (Wish, error) {
 	var clusterDNS []netip.Addr
 	if d.cfg.ClusterDNS != nil {
 		clusterDNS = d.cfg.ClusterDNS(state)
@@ -213,18 +236,25 @@ func (d *Datapath) wish(m *memo) (Wish, error) {
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device), OwnAddresses: route.OwnAddresses(),
 		Paths: d.paths.Choices(),
-		memo:  m,
+		Keys:  keys, Second: d.cfg.Device + mesh.SecondSuffix, OverSecond: over, PSK: d.cfg.PSK,
+		memo: m,
 	})
 }
 
 // apply is one round. The parts do not wait for each other's success, except
 // that nothing is announced before all stand.
 func (d *Datapath) apply(ctx context.Context) error {
-	wish, err := d.wish(&d.memo)
-	if errors.Is(err, errNoState) {
-		d.cfg.Board.Fail("datapath/state", err.Error(), "wait for the API server, or look why it cannot be reached")
+	state := d.cfg.Source.State()
+	if state == nil {
+		d.cfg.Board.Fail("datapath/state", errNoState.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick
 	}
+	keys, over, err := d.turn(state, time.Now())
+	d.reportKeys(err)
+	if err != nil {
+		return err
+	}
+	wish, err := d.wish(state, keys, over, &d.memo)
 	d.cfg.Board.Report("datapath/state", err, "change the pod CIDRs, then restart meshd")
 	if err != nil {
 		return err
@@ -243,6 +273,12 @@ func (d *Datapath) apply(ctx context.Context) error {
 		return err
 	}
 	d.true.Store(true)
+	if d.rotation.done(keys, wish) && d.cfg.OnKeys != nil {
+		d.cfg.OnKeys()
+	}
+	if wish.Second != nil && d.pace != nil {
+		d.pace.Reset(pace)
+	}
 	d.mtu.Store(int64(wish.WireGuard.MTU))
 	return d.announce(Network{PodCIDRs: wish.PodCIDRs, MTU: wish.WireGuard.MTU})
 }
@@ -256,15 +292,22 @@ func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 	return err
 }
 
-// applyLinks lays the blackholes before there is a device to go around.
+// applyLinks lays the blackholes before there is a device to go around. What
+// is sent over the second device is moved away from it before it goes.
 func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err error) {
 	did, routes := route.Apply(wish.Route, d.cfg.Log)
 	device := d.device.Apply(ctx, wish.WireGuard)
 	d.cfg.Board.Report("datapath/device", device, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
-	if errors.Is(routes, route.ErrNoDevice) {
+	if wish.Second != nil {
+		device = errors.Join(device, d.second.Apply(ctx, *wish.Second))
+	}
+	if errors.Is(routes, route.ErrNoDevice) || wish.Second != nil {
 		var more []string
 		more, routes = route.Apply(wish.Route, d.cfg.Log)
 		did = append(did, more...)
+	}
+	if wish.Second == nil && routes == nil {
+		device = errors.Join(device, d.second.Remove(ctx))
 	}
 	d.cfg.Board.Report("datapath/routes", routes, fmt.Sprintf("see `ip route show proto %d` and `ip address show %s`", mesh.RouteProtocol, d.cfg.Device))
 	return did, errors.Join(device, routes)

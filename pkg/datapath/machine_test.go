@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,9 +23,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"meshd.dev/pkg/datapath/internal/testns"
+	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/datapath/wireguard/userspace"
 	"meshd.dev/pkg/mesh"
 	"meshd.dev/pkg/status"
@@ -34,7 +37,7 @@ import (
 // with a Datapath, its userspace device, and programs in pods.
 func TestMain(m *testing.M) {
 	roles := map[string]func([]string) error{"wireguard": roleWireguard, "hold": roleHold, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend,
-		"drain": roleDrain, "pour": rolePour}
+		"drain": roleDrain, "pour": rolePour, "echo": roleEcho, "probe": roleProbe}
 	if len(os.Args) > 1 {
 		if role, ok := roles[os.Args[1]]; ok {
 			if err := role(os.Args[2:]); err != nil {
@@ -50,6 +53,7 @@ func TestMain(m *testing.M) {
 func roleWireguard(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
+	go deepen(ctx, args[0])
 	return userspace.Run(ctx, userspace.Config{Device: args[0], Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
 
@@ -61,11 +65,32 @@ func exe() string {
 	return path
 }
 
-// request to a machine: a new state, or nothing; the reply is how it is.
-type request struct{ State *mesh.State }
+// deepen the queue in front of a userspace device: on a busy machine it may
+// have to wait for its turn longer than 500 packets last, and then the kernel
+// drops what no test is about.
+func deepen(ctx context.Context, name string) {
+	for ctx.Err() == nil {
+		if link, err := netlink.LinkByName(name); err == nil {
+			_ = netlink.LinkSetTxQLen(link, 20000)
+			return
+		}
+		time.Sleep(time.Millisecond) // until the device is there
+	}
+}
+
+// request to a machine: a new state, words of its peers, to change its key, or
+// nothing; the reply is how it is.
+type request struct {
+	State  *mesh.State
+	Heard  map[string]Sending
+	Rotate bool
+}
 
 type reply struct {
 	Key     mesh.Key
+	Keys    wireguard.Keys // as others may know them
+	Sends   map[string]Sending
+	Turn    Rotation
 	Plan    []string
 	Err     string
 	Checks  []status.Check
@@ -127,11 +152,25 @@ func roleMachine(args []string) error {
 			src.Store(req.State)
 			d.Kick()
 		}
-		r := reply{Key: d.PublicKey(), Checks: board.Checks(), Tunnels: d.Tunnels()}
+		for node, s := range req.Heard {
+			d.Heard(node, s)
+		}
+		if req.Rotate {
+			d.RotateKey()
+		}
+		r := reply{Key: d.PublicKey(), Turn: d.Rotation(), Sends: map[string]Sending{}, Checks: board.Checks(), Tunnels: d.Tunnels()}
+		if keys, known := d.Published(); known {
+			r.Keys = keys
+		}
 		mu.Lock()
 		r.Network = network
 		mu.Unlock()
-		if src.State() != nil {
+		if state := src.State(); state != nil {
+			for _, n := range state.Nodes {
+				if s, ok := d.SendsTo(n.Name); ok {
+					r.Sends[n.Name] = s
+				}
+			}
 			if r.Plan, err = d.Plan(); err != nil {
 				r.Err = err.Error()
 			}
@@ -248,6 +287,88 @@ func askOnce(network, addr, text string) error {
 	return nil
 }
 
+// patient: what waits for a busy test is not lost.
+func patient(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
+	return errors.Join(err, set)
+}
+
+// roleEcho sends every datagram back.
+func roleEcho(args []string) error {
+	c, err := net.ListenPacket("udp", args[0])
+	if err != nil {
+		return err
+	}
+	if err := patient(c.(*net.UDPConn)); err != nil {
+		return err
+	}
+	buf := make([]byte, 2000)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		_, _ = c.WriteTo(buf[:n], from)
+	}
+}
+
+// roleProbe sends 1,000 numbered datagrams a second to an echo until stdin
+// ends, and says how many there were and which were not answered.
+func roleProbe(args []string) error {
+	c, err := net.Dial("udp", args[0])
+	if err != nil {
+		return err
+	}
+	if err := patient(c.(*net.UDPConn)); err != nil {
+		return err
+	}
+	over := make(chan struct{})
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); close(over) }()
+	var sent atomic.Int64
+	go func() {
+		start, tick := time.Now(), time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for n := int64(0); ; {
+			select {
+			case <-over:
+				_ = c.SetReadDeadline(time.Now().Add(2 * time.Second)) // for what is under way
+				return
+			case <-tick.C:
+			}
+			for ; n < time.Since(start).Milliseconds(); n++ {
+				_, _ = fmt.Fprintf(c, "%d MARKER-IN-CLEAR", n)
+				sent.Store(n + 1)
+			}
+		}
+	}()
+	answered, buf := map[int64]bool{}, make([]byte, 2000)
+	for {
+		n, err := c.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil { // refused: the echo is not there yet
+			continue
+		}
+		number, _, _ := strings.Cut(string(buf[:n]), " ")
+		i, _ := strconv.ParseInt(number, 10, 64)
+		answered[i] = true
+	}
+	var lost []int64
+	for i := range sent.Load() {
+		if !answered[i] {
+			lost = append(lost, i)
+		}
+	}
+	fmt.Printf("sent %d lost %d %v\n", sent.Load(), len(lost), lost[:min(len(lost), 20)])
+	return nil
+}
+
 // roleSend keeps one socket and asks n times, printing each answer, whatever
 // becomes of it: a client with a long-lived flow.
 func roleSend(args []string) error {
@@ -360,12 +481,17 @@ func (m *machine) stop() {
 // device and servers in pods.
 func (m *machine) killIn() {
 	_ = testns.Exec("nsenter", "-t", m.ns, "-n", "-m", "sh", "-c",
-		`for ns in $(ls /run/netns); do for p in $(ip netns pids $ns); do kill -9 $p; done; done; kill -9 $(cat /run/wireguard/mesh0.lock)`)
+		`for ns in $(ls /run/netns); do for p in $(ip netns pids $ns); do kill -9 $p; done; done; for l in /run/wireguard/*.lock; do kill -9 $(cat $l); done`)
 }
 
 func (m *machine) ask(s *mesh.State) reply {
 	m.t.Helper()
-	if err := m.in.Encode(request{s}); err != nil {
+	return m.request(request{State: s})
+}
+
+func (m *machine) request(req request) reply {
+	m.t.Helper()
+	if err := m.in.Encode(req); err != nil {
 		m.t.Fatal(err)
 	}
 	var r reply

@@ -16,7 +16,7 @@ import (
 // tunnels remembers who the peers are.
 type tunnels struct {
 	mu    sync.Mutex
-	peers []wireguard.Peer
+	peers []used
 	mtus  map[mesh.Key]int
 	// problems by node, from Compute.
 	problems []Problem
@@ -27,13 +27,13 @@ type tunnels struct {
 func (t *tunnels) set(w Wish) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.peers, t.problems = w.WireGuard.Peers, w.Problems
+	t.peers, t.problems = inUse(w), w.Problems
 	byPrefix := make(map[netip.Prefix]int, len(w.Route.Routes))
 	for _, r := range w.Route.Routes {
 		byPrefix[r.Dst] = r.MTU
 	}
-	t.mtus = make(map[mesh.Key]int, len(w.WireGuard.Peers))
-	for _, p := range w.WireGuard.Peers {
+	t.mtus = make(map[mesh.Key]int, len(t.peers))
+	for _, p := range t.peers {
 		for _, a := range p.AllowedIPs {
 			t.mtus[p.Key] = max(t.mtus[p.Key], byPrefix[a])
 		}
@@ -80,9 +80,30 @@ func (t *tunnels) nexts() map[string]string {
 	return next
 }
 
+// stats of the peers that are sent to, whichever device they are on.
+func (d *Datapath) stats() (map[mesh.Key]wireguard.Stats, wireguard.Backend, error) {
+	stats, backend, err := d.device.Stats()
+	var moved []mesh.Key
+	d.tunnels.mu.Lock()
+	for _, p := range d.tunnels.peers {
+		if p.second {
+			moved = append(moved, p.Key)
+		}
+	}
+	d.tunnels.mu.Unlock()
+	if len(moved) == 0 || err != nil {
+		return stats, backend, err
+	}
+	second, _, err := d.second.Stats()
+	for _, k := range moved {
+		stats[k] = second[k]
+	}
+	return stats, backend, err
+}
+
 // Tunnels as they are now, a line a peer, sorted by name.
 func (d *Datapath) Tunnels() []status.Tunnel {
-	stats, backend, err := d.device.Stats()
+	stats, backend, err := d.stats()
 	list := d.tunnels.list(stats, backend, d.paths.Report)
 	if err != nil {
 		for i := range list {

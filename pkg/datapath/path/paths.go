@@ -89,7 +89,7 @@ func (p *Paths) Set(targets []Target, own []netip.AddrPort) {
 	p.order = p.order[:0]
 	for _, t := range targets {
 		old := p.peers[t.Node]
-		if old == nil || old.target.Key != t.Key {
+		if old == nil {
 			old = newPeer(t, now)
 		} else {
 			old.set(t, now)

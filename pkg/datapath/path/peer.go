@@ -115,6 +115,9 @@ func newPeer(t Target, now time.Time) *peer {
 
 // set takes what may have changed about the peer.
 func (p *peer) set(t Target, now time.Time) {
+	if p.target.Key != t.Key && p.target.Node != "" {
+		p.rekeyed(now)
+	}
 	p.target = t
 	if !slices.Contains(p.candidates(), p.choice.Endpoint) {
 		p.choice.Endpoint = netip.AddrPort{}
@@ -126,6 +129,12 @@ func (p *peer) set(t Target, now time.Time) {
 		p.mtu.restart(top, now)
 		p.settle()
 	}
+}
+
+// rekeyed: the same node with another key is another peer to the device, whose
+// counters begin anew. The path to it is what it was.
+func (p *peer) rekeyed(now time.Time) {
+	*p = peer{began: now, target: p.target, choice: p.choice, mtu: p.mtu, rtt: p.rtt, caller: p.caller, echoes: p.echoes, seen: p.seen}
 }
 
 // candidates are the endpoints to try, in order.

@@ -42,20 +42,17 @@ func read(cfg Config) (state, error) {
 		return s, fmt.Errorf("look for link %s: %w", device, err)
 	default:
 		s.link, s.up = link.Attrs().Index, link.Attrs().Flags&net.FlagUp != 0
-		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
-		if err != nil {
-			return s, fmt.Errorf("list addresses of %s: %w", device, err)
-		}
-		for _, a := range addrs {
-			if p, ok := prefix(a.IPNet); ok && a.Scope == unix.RT_SCOPE_UNIVERSE {
-				s.addrs = append(s.addrs, p)
-			}
+		if s.addrs, err = addrsOf(link); err != nil {
+			return s, err
 		}
 	}
 	if cfg.Second != "" {
 		link, err := netlink.LinkByName(cfg.Second)
 		if err == nil {
 			s.second = link.Attrs().Index
+			if s.addrs2, err = addrsOf(link); err != nil {
+				return s, err
+			}
 		} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
 			return s, fmt.Errorf("look for link %s: %w", cfg.Second, err)
 		}
@@ -76,6 +73,20 @@ func read(cfg Config) (state, error) {
 		}
 	}
 	return s, nil
+}
+
+// addrsOf a link, of global scope.
+func addrsOf(link netlink.Link) (ps []netip.Prefix, err error) {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", link.Attrs().Name, err)
+	}
+	for _, a := range addrs {
+		if p, ok := prefix(a.IPNet); ok && a.Scope == unix.RT_SCOPE_UNIVERSE {
+			ps = append(ps, p)
+		}
+	}
+	return ps, nil
 }
 
 func fromKernel(r netlink.Route, names map[int]string, family int) (entry, bool) {

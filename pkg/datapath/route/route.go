@@ -32,7 +32,9 @@ type Config struct {
 	Device string
 	// Addrs on Device, each a /32 or /128.
 	Addrs []netip.Addr
-	// Second device that carries no address, if there is one.
+	// Second device, if there is one. It carries the IPv4 ones of Addrs as
+	// well: Linux drops what comes in over a device without an address where
+	// the route back is over another.
 	Second string
 	// Routes into Device, or into Second.
 	Routes []Route
@@ -97,7 +99,7 @@ func Plan(cfg Config) ([]string, error) {
 	if actual.link == 0 { // it will be there by then
 		actual.link = -1
 	}
-	if actual.second == 0 {
+	if actual.second == 0 && slices.ContainsFunc(cfg.Routes, func(r Route) bool { return r.Second }) {
 		actual.second = -2
 	}
 	var lines []string
@@ -109,10 +111,12 @@ func Plan(cfg Config) ([]string, error) {
 
 // state is what the kernel has, as far as it is ours.
 type state struct {
-	link    int // index of the device; 0: none
-	second  int // index of the second one
-	up      bool
-	addrs   []netip.Prefix
+	link   int // index of the device; 0: none
+	second int // index of the second one
+	up     bool
+	addrs  []netip.Prefix
+	// addrs2 are those of the second one.
+	addrs2  []netip.Prefix
 	routes  []entry
 	sysctls map[string]string
 }
@@ -203,24 +207,15 @@ func diff(cfg Config, have state) []op {
 			ops = append(ops, s)
 		}
 	}
-	wantAddrs := map[netip.Prefix]bool{}
-	for _, a := range cfg.Addrs {
-		p := netip.PrefixFrom(a, a.BitLen())
-		wantAddrs[p] = true
-		if have.link == 0 || slices.Contains(have.addrs, p) {
-			continue
-		}
-		for _, twin := range have.addrs { // IPv6 has an address once, whatever its length
-			if a.Is6() && twin.Addr() == a {
-				ops = append(ops, addrOp{addr: twin, dev: cfg.Device})
-				wantAddrs[twin] = true // dealt with
-			}
-		}
-		ops = append(ops, addrOp{add: true, addr: p, dev: cfg.Device})
-	}
-	for _, p := range have.addrs {
-		if !wantAddrs[p] {
-			goneAddrs = append(goneAddrs, addrOp{addr: p, dev: cfg.Device})
+	for _, d := range []struct {
+		name string
+		link int
+		have []netip.Prefix
+		want []netip.Addr
+	}{{cfg.Device, have.link, have.addrs, cfg.Addrs}, {cfg.Second, have.second, have.addrs2, only4(cfg.Addrs)}} {
+		if d.link != 0 {
+			add, del := diffAddrs(d.name, d.have, d.want)
+			ops, goneAddrs = append(ops, add...), append(goneAddrs, del...)
 		}
 	}
 	want := wanted(cfg, have)
@@ -251,6 +246,35 @@ func diff(cfg Config, have state) []op {
 		}
 	}
 	return slices.Concat(ops, last, goneAddrs)
+}
+
+func only4(addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.Is6)
+}
+
+// diffAddrs of one device.
+func diffAddrs(dev string, have []netip.Prefix, want []netip.Addr) (add, del []op) {
+	kept := map[netip.Prefix]bool{}
+	for _, a := range want {
+		p := netip.PrefixFrom(a, a.BitLen())
+		kept[p] = true
+		if slices.Contains(have, p) {
+			continue
+		}
+		for _, twin := range have { // IPv6 has an address once, whatever its length
+			if a.Is6() && twin.Addr() == a {
+				add = append(add, addrOp{addr: twin, dev: dev})
+				kept[twin] = true // dealt with
+			}
+		}
+		add = append(add, addrOp{add: true, addr: p, dev: dev})
+	}
+	for _, p := range have {
+		if !kept[p] {
+			del = append(del, addrOp{addr: p, dev: dev})
+		}
+	}
+	return add, del
 }
 
 // verbOf: a route of somebody else with the same destination and metric is

@@ -1,0 +1,421 @@
+package datapath
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/mesh"
+)
+
+// How a node changes its key without losing a packet. A WireGuard device has
+// one private key, and an allowed IP belongs to one of its peers, so that no
+// device takes packets under the old and the new key at once: it needs a
+// second one.
+//
+//	Steady     one device, one key, every peer on it.
+//	Leaving    The next key is made and a second device has it. When that
+//	           stands the key is published; the peers make second devices of
+//	           their own, with the key they have, and knock. Whoever sees a
+//	           session there sends over it from then on, and goes on taking
+//	           packets on both. When each peer says that it sends to the next
+//	           key over the second device, and we do, the first one is idle.
+//	Returning  The first device gets the next key, which is now the current
+//	           one. The peers see it published and knock there; whoever sees a
+//	           session sends over it. When each says so, the second device is
+//	           idle and goes, here and at the peers.
+//
+// Each node decides alone what it sends over, by the sessions it sees; moving
+// needs nobody's leave, since both ends take packets on both devices. Only
+// taking something away does: it waits for the word of every peer that could
+// still send there. A peer without a live session there has nothing to lose
+// and is not waited for. The stage is in two files (wireguard.Ring), all else
+// is read from the devices and asked of the peers, so that any of the nodes
+// may be killed at any moment.
+
+const (
+	// drain is how long all have to be moved before what they moved away from
+	// is changed: packets are on the way.
+	drain = time.Second
+	// drainSilent is the same when a peer did not say anything: it may just
+	// not have heard yet.
+	drainSilent = 10 * time.Second
+	// wordLife is how long the word of a peer counts.
+	wordLife = 5 * time.Second
+	// pace is how often the sessions are looked at while a key changes: no
+	// event tells of a handshake.
+	pace = 50 * time.Millisecond
+)
+
+// Sending is where a node sends to another: to which key of it, and over the
+// second device or the first.
+type Sending struct {
+	Key    mesh.Key `json:"key"`
+	Second bool     `json:"second"`
+}
+
+// Rotation is how far the change of this node's key is.
+type Rotation struct {
+	wireguard.Keys
+	// Wanted: it begins as soon as it may.
+	Wanted bool
+	// Waiting for these peers, by name, and why.
+	Waiting map[string]string
+	// Due is when the schedule begins the next one; zero without a schedule.
+	Due time.Time
+}
+
+// rotation is what a Datapath remembers of changes of keys. Nothing of it is
+// needed after a crash.
+type rotation struct {
+	mu      sync.Mutex
+	wanted  bool
+	applied wireguard.Keys // on the devices
+	sends   map[string]Sending
+	heard   map[string]word
+	waiting map[string]string
+	ready   time.Time // since when all are moved
+	waits   time.Time // since when somebody is not
+}
+
+// word of a peer.
+type word struct {
+	Sending
+	at time.Time
+}
+
+// RotateKey has this node change its key, as soon as no other node's change
+// is in the way. Rotation tells how far it is.
+func (d *Datapath) RotateKey() {
+	d.rotation.mu.Lock()
+	d.rotation.wanted = true
+	d.rotation.mu.Unlock()
+	d.loop.Kick()
+}
+
+// Rotation as it is now.
+func (d *Datapath) Rotation() Rotation {
+	d.rotation.mu.Lock()
+	defer d.rotation.mu.Unlock()
+	r := Rotation{Keys: d.device.Ring().Keys(), Wanted: d.rotation.wanted, Waiting: d.rotation.waiting}
+	if d.cfg.KeyRotation > 0 {
+		r.Due = dueAt(d.cfg.Node, r.Keys, d.cfg.KeyRotation)
+	}
+	return r
+}
+
+// Published are the keys others may know: those the devices have. It is false
+// while that is not known, because a change of the key was on when meshd
+// started: what the others know already must not be taken back.
+func (d *Datapath) Published() (wireguard.Keys, bool) {
+	d.rotation.mu.Lock()
+	defer d.rotation.mu.Unlock()
+	if keys := d.device.Ring().Keys(); d.rotation.applied.Current.IsZero() {
+		return keys, keys.Stage() == wireguard.Steady
+	}
+	return d.rotation.applied, true
+}
+
+// SecondPort is the UDP port of the second device.
+func (d *Datapath) SecondPort() int { return d.cfg.ListenPort + 1 }
+
+// SendsTo says where this node sends to another.
+func (d *Datapath) SendsTo(node string) (Sending, bool) {
+	d.rotation.mu.Lock()
+	defer d.rotation.mu.Unlock()
+	s, ok := d.rotation.sends[node]
+	return s, ok
+}
+
+// Heard takes the word of a peer, where it sends to us.
+func (d *Datapath) Heard(node string, s Sending) {
+	d.rotation.mu.Lock()
+	if d.rotation.heard == nil {
+		d.rotation.heard = map[string]word{}
+	}
+	d.rotation.heard[node] = word{s, time.Now()}
+	d.rotation.mu.Unlock()
+}
+
+// dueAt is when the schedule changes the key: after the interval, and up to a
+// tenth of it later, each node at another time.
+func dueAt(node string, keys wireguard.Keys, every time.Duration) time.Time {
+	h := fnv.New32a()
+	fmt.Fprint(h, node, keys.Generation)
+	return keys.Made.Add(every + every/10*time.Duration(h.Sum32()%1000)/1000)
+}
+
+// sessions are what the devices tell.
+type sessions struct {
+	first, second map[mesh.Key]wireguard.Stats
+	// Sessions before these moments are dead: the device had another key.
+	firstSince, secondSince time.Time
+}
+
+// sessions are read only when there is something to decide.
+func (d *Datapath) sessions(keys wireguard.Keys) sessions {
+	s := sessions{firstSince: d.device.Keyed(), secondSince: d.second.Keyed()}
+	if keys.Stage() == wireguard.Returning && keys.Since.After(s.firstSince) {
+		s.firstSince = keys.Since
+	}
+	s.first, _, _ = d.device.Stats()
+	s.second, _, _ = d.second.Stats()
+	return s
+}
+
+func alive(stats map[mesh.Key]wireguard.Stats, key mesh.Key, since, now time.Time) bool {
+	h := stats[key].Handshake
+	return h.After(since) && now.Sub(h) < wireguard.SessionLife
+}
+
+func (s sessions) firstAlive(n mesh.Node, now time.Time) bool {
+	return alive(s.first, n.PublicKey, s.firstSince, now)
+}
+
+func (s sessions) secondAlive(n mesh.Node, now time.Time) bool {
+	return alive(s.second, newest(n), s.secondSince, now)
+}
+
+// overSecond decides what to send over: while one of the two leaves its key
+// over the second device, else over the first, and over the other one as long
+// as there is no session on that.
+func overSecond(own wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time) map[string]bool {
+	over := map[string]bool{}
+	for _, n := range nodes {
+		if !hasSecond(own, n) || !s.secondAlive(n, now) {
+			continue
+		}
+		leaving := own.Stage() == wireguard.Leaving || wireguard.StageOf(n.PublicKey, n.NextKey) == wireguard.Leaving
+		over[n.Name] = leaving || !s.firstAlive(n, now)
+	}
+	return over
+}
+
+// turn takes the change of the key one step further when it is time, and says
+// over what to send.
+func (d *Datapath) turn(state *mesh.State, now time.Time) (wireguard.Keys, map[string]bool, error) {
+	ring := d.device.Ring()
+	keys := ring.Keys()
+	wanted := d.wantsRotation(keys, now)
+	others, changing := d.others(state, keys)
+	if !changing && !wanted {
+		d.rotation.set(nil)
+		return keys, nil, nil
+	}
+	s := d.sessions(keys)
+	if step := d.step(keys, others, s, wanted, now); step != nil {
+		if err := step(); err != nil {
+			return keys, nil, err
+		}
+		keys = ring.Keys()
+		s = d.sessions(keys)
+		d.cfg.Log.Info("key", "stage", keys.Stage(), "key", newestOwn(keys), "generation", keys.Generation)
+	}
+	return keys, overSecond(keys, others, s, now), nil
+}
+
+// others are the other nodes; changing is true when we or one of them change
+// a key.
+func (d *Datapath) others(state *mesh.State, keys wireguard.Keys) (nodes []mesh.Node, changing bool) {
+	changing = !keys.Next.IsZero()
+	for _, n := range state.Nodes {
+		if n.Name != d.cfg.Node {
+			nodes = append(nodes, n)
+			changing = changing || !n.NextKey.IsZero()
+		}
+	}
+	return nodes, changing
+}
+
+func newestOwn(k wireguard.Keys) mesh.Key {
+	if k.Next.IsZero() {
+		return k.Current
+	}
+	return k.Next
+}
+
+func (d *Datapath) wantsRotation(keys wireguard.Keys, now time.Time) bool {
+	d.rotation.mu.Lock()
+	defer d.rotation.mu.Unlock()
+	if d.cfg.KeyRotation > 0 && !now.Before(dueAt(d.cfg.Node, keys, d.cfg.KeyRotation)) {
+		d.rotation.wanted = true
+	}
+	return d.rotation.wanted
+}
+
+// step is the next one to do, or nil.
+func (d *Datapath) step(keys wireguard.Keys, nodes []mesh.Node, s sessions, wanted bool, now time.Time) func() error {
+	ring := d.device.Ring()
+	if keys.Stage() == wireguard.Steady {
+		if !wanted {
+			d.rotation.set(nil)
+			return nil
+		}
+		busy := map[string]string{}
+		for _, n := range nodes {
+			if s.secondAlive(n, now) {
+				busy[n.Name] = "changes its own key; ours is next"
+			}
+		}
+		d.rotation.set(busy)
+		if len(busy) > 0 {
+			return nil
+		}
+		return func() error { d.rotation.begun(); return ring.Begin() }
+	}
+	waiting, silent := d.rotation.unmoved(keys, nodes, s, now)
+	if !d.rotation.drained(waiting, silent, now) {
+		return nil
+	}
+	if keys.Stage() == wireguard.Leaving {
+		return ring.Adopt
+	}
+	return ring.Finish
+}
+
+// unmoved peers, and why; silent is true when one without a session was left
+// out.
+func (r *rotation) unmoved(keys wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time) (waiting map[string]string, silent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	waiting = map[string]string{}
+	want := Sending{Key: keys.Next, Second: keys.Stage() == wireguard.Leaving}
+	for _, n := range nodes {
+		if len(n.PodCIDRs) == 0 || n.PublicKey.IsZero() {
+			continue // no peer
+		}
+		ours, heard := r.sends[n.Name], r.heard[n.Name]
+		fresh := now.Sub(heard.at) < wordLife
+		switch {
+		case ours.Second == want.Second && fresh && heard.Sending == want:
+		case !s.firstAlive(n, now) && !s.secondAlive(n, now):
+			silent = true
+		case ours.Second != want.Second:
+			waiting[n.Name] = "there is no session with it on the other device yet"
+		case !fresh:
+			waiting[n.Name] = "it does not say which key it sends to"
+		default:
+			waiting[n.Name] = "it still sends to the other key"
+		}
+	}
+	return waiting, silent
+}
+
+// drained reports whether nobody was waited for long enough.
+func (r *rotation) drained(waiting map[string]string, silent bool, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = waiting
+	if len(waiting) > 0 {
+		r.ready = time.Time{}
+		return false
+	}
+	if r.ready.IsZero() {
+		r.ready = now
+	}
+	wait := drain
+	if silent {
+		wait = drainSilent
+	}
+	if now.Sub(r.ready) < wait {
+		return false
+	}
+	r.ready = time.Time{}
+	return true
+}
+
+func (r *rotation) set(waiting map[string]string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = waiting
+}
+
+func (r *rotation) begun() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wanted, r.ready = false, time.Time{}
+}
+
+// done remembers what the kernel has now; it reports whether that is news for
+// the others.
+func (r *rotation) done(keys wireguard.Keys, w Wish) (news bool) {
+	sends := map[string]Sending{}
+	for _, p := range inUse(w) {
+		sends[p.Name] = Sending{Key: p.Key, Second: p.second}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	news = r.applied.Current != keys.Current || r.applied.Next != keys.Next
+	r.applied, r.sends = keys, sends
+	return news
+}
+
+// used is a peer that is sent to.
+type used struct {
+	wireguard.Peer
+	second bool
+}
+
+// inUse are the peers by which nodes are sent to, one a node.
+func inUse(w Wish) []used {
+	over := map[netip.Prefix]bool{}
+	for _, r := range w.Route.Routes {
+		if r.Second {
+			over[r.Dst] = true
+		}
+	}
+	var list []used
+	take := func(cfg wireguard.Config, second bool) {
+		for _, p := range cfg.Peers {
+			if moved := slices.ContainsFunc(p.AllowedIPs, func(a netip.Prefix) bool { return over[a] }); moved == second {
+				list = append(list, used{p, second})
+			}
+		}
+	}
+	take(w.WireGuard, false)
+	if w.Second != nil {
+		take(*w.Second, true)
+	}
+	slices.SortFunc(list, func(a, b used) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// slow is how long a change of the key may take before it is called a
+// problem.
+const slow = 2 * time.Minute
+
+// reportKeys says on the board when a change of the key does not get on.
+func (d *Datapath) reportKeys(err error) {
+	r := d.Rotation()
+	stuck := d.rotation.stuck(len(r.Waiting) > 0, time.Now())
+	switch {
+	case err != nil:
+		d.cfg.Board.Report("datapath/rotation", err, "free space on the disk, or mend the permissions of the state folder; the old key goes on")
+	case stuck:
+		node := slices.Min(slices.Collect(maps.Keys(r.Waiting)))
+		d.cfg.Board.Fail("datapath/rotation", fmt.Sprintf("the change of the key (%s) waits for %d nodes: %s: %s", r.Stage(), len(r.Waiting), node, r.Waiting[node]),
+			fmt.Sprintf("nothing is lost meanwhile; between the machines UDP ports %d and %d and TCP port %d have to be open, and meshd has to run", d.cfg.ListenPort, d.SecondPort(), d.cfg.ListenPort))
+	default:
+		d.cfg.Board.OK("datapath/rotation")
+	}
+}
+
+// stuck reports whether somebody has been waited for for too long.
+func (r *rotation) stuck(waits bool, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !waits {
+		r.waits = time.Time{}
+		return false
+	}
+	if r.waits.IsZero() {
+		r.waits = now
+	}
+	return now.Sub(r.waits) > slow
+}

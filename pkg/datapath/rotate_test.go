@@ -1,0 +1,211 @@
+package datapath
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"meshd.dev/pkg/datapath/wireguard"
+	"meshd.dev/pkg/mesh"
+)
+
+// cluster stands in for the API and for what nodes say to each other: it
+// carries keys and words between machines.
+type cluster struct {
+	*testing.T
+	machines []*machine
+	state    mesh.State
+}
+
+// carry hands on once what each machine has published and said.
+func (c *cluster) carry() map[string]reply {
+	replies, changed := map[string]reply{}, false
+	for i, m := range c.machines {
+		r := m.ask(nil)
+		replies[m.name] = r
+		n := &c.state.Nodes[i]
+		if known := !r.Keys.Current.IsZero(); known && (n.PublicKey != r.Keys.Current || n.NextKey != r.Keys.Next) {
+			changed = true
+			n.PublicKey, n.NextKey, n.NextPort = r.Keys.Current, r.Keys.Next, 51821
+		}
+	}
+	for _, m := range c.machines {
+		req := request{Heard: map[string]Sending{}}
+		for name, r := range replies {
+			if s, ok := r.Sends[m.name]; ok && name != m.name {
+				req.Heard[name] = s
+			}
+		}
+		if changed {
+			state := c.state
+			state.Nodes = append([]mesh.Node(nil), c.state.Nodes...)
+			req.State = &state
+		}
+		m.request(req)
+	}
+	return replies
+}
+
+// until carries on until what is said of the machines holds.
+func (c *cluster) until(what string, holds func(map[string]reply) bool) {
+	c.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		replies := c.carry()
+		if holds(replies) {
+			return
+		}
+		if time.Now().After(deadline) {
+			for name, r := range replies {
+				c.Logf("%s: %s of %v, sends %v, waits %v, plan %q %s", name, r.Turn.Stage(), r.Keys, r.Sends, r.Turn.Waiting, r.Plan, r.Err)
+			}
+			for _, m := range c.machines {
+				c.Logf("%s:\n%s", m.name, m.sh("wg show all; ip route show proto 77; for f in "+m.dir+"/*next.log; do tail -20 $f; done"))
+			}
+			c.Fatalf("%s: not after a minute", what)
+		}
+		time.Sleep(10 * time.Millisecond) // the API and the wire take their time as well
+	}
+}
+
+// rotate has machines change their keys, all at the same time.
+func (c *cluster) rotate(ms ...*machine) {
+	c.Helper()
+	want := map[string]int{}
+	for _, m := range ms {
+		want[m.name] = m.request(request{Rotate: true}).Turn.Generation + 1
+	}
+	c.until("the keys change", func(replies map[string]reply) bool {
+		for name, generation := range want {
+			if r := replies[name]; r.Turn.Generation != generation || r.Turn.Stage() != wireguard.Steady || !r.Keys.Next.IsZero() {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// probe sends 1,000 packets a second from pod 2 of one machine to pod 2 of
+// another, which sends them back, until stop is called.
+func (c *cluster) probe(from, to *machine, addr string) (stop func() string) {
+	c.Helper()
+	exe, _ := os.Executable()
+	cmd := exec.Command("nsenter", "-t", from.ns, "-n", "-m", "ip", "netns", "exec", "p2", exe, "probe", addr)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		c.Fatal(err)
+	}
+	out := &strings.Builder{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		c.Fatal(err)
+	}
+	stopped := false
+	stop = func() string {
+		if !stopped {
+			stopped = true
+			in.(io.Closer).Close()
+			_ = cmd.Wait()
+		}
+		return fmt.Sprintf("%s to %s (%s): %s", from.name, to.name, addr, strings.TrimSpace(out.String()))
+	}
+	c.Cleanup(func() { stop() })
+	return stop
+}
+
+func (m *machine) echo() {
+	exe, _ := os.Executable()
+	cmd := exec.Command("nsenter", "-t", m.ns, "-n", "-m", "ip", "netns", "exec", "p2", exe, "echo", ":7")
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	eventually(m.t, "the echo listens", func() error {
+		if out, err := m.in_(2, "ss", "-lnu"); err != nil || !strings.Contains(out, ":7 ") {
+			return fmt.Errorf("%s %v", out, err)
+		}
+		return nil
+	})
+}
+
+// Three machines as in TestStory. Every packet of 1,000 a second in every
+// direction arrives while keys change: of one machine, of all at once, and
+// while meshd is killed at each stage of the change.
+func TestRotation(t *testing.T) {
+	underlay(t)
+	a, b, c := newMachine(t, "a", 1), newMachine(t, "b", 2), newMachine(t, "c", 3)
+	all := []*machine{a, b, c}
+	cl := &cluster{T: t, machines: all, state: mesh.State{Nodes: []mesh.Node{a.node(), b.node(), c.node()}}}
+	tell(cl.state, all...)
+	settled(t, all...)
+	for _, m := range all {
+		m.pod(2)
+		m.echo()
+	}
+	for _, m := range all { // sessions before the first packet that counts
+		for _, to := range all {
+			if m != to {
+				eventually(t, m.name+" reaches "+to.name, func() error {
+					out, err := m.in_(2, "ping", "-c1", "-W1", to.podAddr(2))
+					if err != nil {
+						return fmt.Errorf("%w: %s", err, out)
+					}
+					return nil
+				})
+			}
+		}
+	}
+	capture := startCapture(t)
+	probes := []func() string{
+		cl.probe(a, b, b.podAddr(2)+":7"), cl.probe(b, a, "["+a.podAddr6(2)+"]:7"),
+		cl.probe(a, c, c.podAddr(2)+":7"), cl.probe(c, b, "["+b.podAddr6(2)+"]:7"),
+	}
+	for _, chapter := range []struct {
+		title string
+		tell  func()
+	}{
+		{"one, twice", func() { cl.rotate(a); cl.rotate(a) }},
+		{"another", func() { cl.rotate(c) }},
+		{"all at once", func() { cl.rotate(all...) }},
+		{"meshd is killed as the key changes", func() { cl.kills(a, a) }},
+		{"meshd of a peer is killed as the key changes", func() { cl.kills(a, b) }},
+	} {
+		t.Run(chapter.title, func(t *testing.T) { chapter.tell() })
+	}
+	for _, stop := range probes {
+		if said := stop(); !strings.Contains(said, " lost 0 ") {
+			t.Error(said)
+		} else {
+			t.Log(said)
+		}
+	}
+	settled(t, all...)
+	for _, m := range all {
+		if out := m.sh("ip -o link show; ls -A /run/wireguard | grep -v lock"); strings.Contains(out, mesh.SecondSuffix) {
+			t.Errorf("%s: something of the second device stayed:\n%s", m.name, out)
+		}
+	}
+	capture(t)
+}
+
+// kills changes the key of m and kills meshd of victim once in each stage.
+func (c *cluster) kills(m, victim *machine) {
+	c.Helper()
+	generation := m.request(request{Rotate: true}).Turn.Generation
+	for _, stage := range []wireguard.Stage{wireguard.Leaving, wireguard.Returning} {
+		c.until("the stage "+string(stage), func(r map[string]reply) bool { return r[m.name].Turn.Stage() == stage })
+		if err := victim.cmd.Process.Kill(); err != nil {
+			c.Fatal(err)
+		}
+		victim.stop()
+		victim.start()
+		victim.ask(&c.state)
+	}
+	c.until("the key changed", func(r map[string]reply) bool {
+		return r[m.name].Turn.Generation == generation+1 && r[m.name].Turn.Stage() == wireguard.Steady && r[m.name].Keys.Next.IsZero()
+	})
+}
