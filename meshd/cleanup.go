@@ -142,6 +142,9 @@ func (c *cleanup) traces() ([]trace, error) {
 	for _, path := range sockets {
 		all = append(all, file(path)...)
 	}
+	for _, d := range dropIns {
+		all = append(all, file(d.path())...)
+	}
 	all = append(all, folder(c.runDir)...)
 	if !c.all {
 		return all, nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -223,6 +224,7 @@ func (c *nodeConfig) completeNetwork() error {
 	if c.ListenPort < 1 || c.ListenPort > 65535 {
 		return fmt.Errorf("--listen-port %d: want 1 to 65535", c.ListenPort)
 	}
+	c.CNIConf = cmp.Or(c.CNIConf, "10"+conflistSuffix)
 	if !strings.HasSuffix(c.CNIConf, conflistSuffix) || c.CNIConf != filepath.Base(c.CNIConf) {
 		return fmt.Errorf("--cni-conf-name %q: want a name that ends in %s, by which it is known as ours", c.CNIConf, conflistSuffix)
 	}

@@ -278,6 +278,7 @@ func (n *node) resolvers() []netip.Addr {
 
 // run runs everything until ctx ends or a part fails.
 func (n *node) run(ctx context.Context, group *errgroup.Group) {
+	n.hostConfig()
 	publish := reconcile.New(reconcile.Config{
 		Name: "publish", Do: n.publish, Resync: publishResync, Log: n.log,
 		Report: func(err error) {

@@ -75,6 +75,9 @@ func (n *node) sweep(ctx context.Context) {
 // and then namespaces and links decide alone. Attachments of others than
 // Kubernetes are none of its business.
 func (n *node) known(ctx context.Context) func(cni.Record) bool {
+	if n.guest != nil {
+		return nil // the runtime is the kubelet's
+	}
 	client, err := runtime.Dial(n.cfg.CRI)
 	if err != nil {
 		return nil
