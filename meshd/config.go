@@ -43,7 +43,10 @@ type nodeConfig struct {
 	LogLevel   string
 	NoOffloads bool
 
-	addrs []netip.Addr // NodeIPs, parsed
+	Endpoints []string
+
+	addrs     []netip.Addr     // NodeIPs, parsed
+	endpoints []netip.AddrPort // Endpoints, parsed
 }
 
 // serverConfig is what the first machine decides for the whole cluster.
@@ -84,6 +87,7 @@ func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "", "folder the container runtime runs CNI plugins from")
 	f.StringVar(&c.CNIConf, "cni-conf-name", "10"+conflistSuffix, "file of our network configuration there; the container runtime takes the first by name")
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "", "our CNI plugin, to be installed there (default the file mesh beside this program)")
+	f.StringSliceVar(&c.Endpoints, "endpoint", nil, "address:port at which the other machines reach this one's tunnel, before --node-ip and the addresses of its links; as an address translator forwards it")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -220,6 +224,13 @@ func (c *nodeConfig) completeNetwork() error {
 			return fmt.Errorf("--node-ip %q: want an IPv4 or IPv6 address: %w", text, err)
 		}
 		c.addrs = append(c.addrs, addr.Unmap())
+	}
+	for _, text := range c.Endpoints {
+		e, err := netip.ParseAddrPort(text)
+		if err != nil || e.Port() == 0 || !e.Addr().IsGlobalUnicast() {
+			return fmt.Errorf("--endpoint %q: want address:port of a unicast address, as 198.51.100.7:51820 or [2001:db8::7]:51820", text)
+		}
+		c.endpoints = append(c.endpoints, netip.AddrPortFrom(e.Addr().Unmap(), e.Port()))
 	}
 	if c.ListenPort < 1 || c.ListenPort > 65535 {
 		return fmt.Errorf("--listen-port %d: want 1 to 65535", c.ListenPort)

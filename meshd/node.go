@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -53,11 +54,13 @@ type node struct {
 	board   *status.Board
 	started time.Time
 
-	api      kubernetes.Interface
-	window   *kube.Window
-	datapath *datapath.Datapath
-	index    *index.Index
-	dns      *coredns.Server
+	api        kubernetes.Interface
+	window     *kube.Window
+	publishing *reconcile.Loop
+	published  bool // once; of the loop alone
+	datapath   *datapath.Datapath
+	index      *index.Index
+	dns        *coredns.Server
 
 	// announced is the network pods may be attached to; nil before there is one.
 	announced atomic.Pointer[datapath.Network]
@@ -136,6 +139,7 @@ func (n *node) newDatapath() error {
 		Pods:           n.attached,
 		Source:         n.window,
 		OnReady:        n.networkReady,
+		OnEndpoints:    func() { n.publishing.Kick() },
 		Board:          n.board,
 		Log:            n.log.With("part", "datapath"),
 	}
@@ -279,18 +283,18 @@ func (n *node) resolvers() []netip.Addr {
 // run runs everything until ctx ends or a part fails.
 func (n *node) run(ctx context.Context, group *errgroup.Group) {
 	n.hostConfig()
-	publish := reconcile.New(reconcile.Config{
+	n.publishing = reconcile.New(reconcile.Config{
 		Name: "publish", Do: n.publish, Resync: publishResync, Log: n.log,
 		Report: func(err error) {
 			n.board.Report("kube/publish", err, "peers cannot reach this node before its key is on its Node object; is the API up?")
 		},
 	})
-	n.window.Subscribe(publish.Kick)
+	n.window.Subscribe(n.publishing.Kick)
 	parts := map[string]func(context.Context) error{
 		"kube":     n.window.Run,
 		"datapath": n.datapath.Run,
 		"dns":      n.dns.Run,
-		"publish":  publish.Run,
+		"publish":  n.publishing.Run,
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
 		"pods":     n.watchPods,
@@ -316,10 +320,19 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 // for the node to be registered first.
 func (n *node) publish(ctx context.Context) error {
 	record := kube.Record{PublicKey: n.datapath.PublicKey()}
+	first := slices.Clone(n.cfg.endpoints)
 	for _, a := range n.addresses() {
-		record.Endpoints = append(record.Endpoints, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
+		first = append(first, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
 	}
-	return kube.Publish(ctx, n.api, n.cfg.NodeName, record)
+	record.Endpoints = n.datapath.Endpoints(first...)
+	if state := n.window.State(); n.published && state != nil { // the watch tells when that is no longer so
+		if self, _ := state.Node(n.cfg.NodeName); record.Stands(self) {
+			return nil
+		}
+	}
+	err := kube.Publish(ctx, n.api, n.cfg.NodeName, record)
+	n.published = err == nil
+	return err
 }
 
 func (n *node) renew(ctx context.Context) {

@@ -88,8 +88,10 @@ type Config struct {
 	// has pod CIDRs, and again whenever the Network changes. An error is
 	// retried.
 	OnReady func(Network) error
-	Board   *status.Board
-	Log     *slog.Logger
+	// OnEndpoints is called when Endpoints may have changed. It must not block.
+	OnEndpoints func()
+	Board       *status.Board
+	Log         *slog.Logger
 }
 
 // Network is what the CNI plugin of this node needs to attach pods.
@@ -132,11 +134,12 @@ type Datapath struct {
 	true   atomic.Bool
 
 	// Of the loop alone.
-	memo     memo
-	told     Network
-	toldOnce bool
-	timer    *time.Timer // of the second look for flows
-	pace     *time.Timer // of the next look at sessions, while a key changes
+	memo      memo
+	told      Network
+	endpoints []netip.AddrPort
+	toldOnce  bool
+	timer     *time.Timer // of the second look for flows
+	pace      *time.Timer // of the next look at sessions, while a key changes
 
 	other other
 }
@@ -259,15 +262,14 @@ func (d *Datapath) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.movedAway()
 	again := d.true.Swap(false) && d.wished.Load().same(wish)
 	err = d.applyFirewall(ctx, wish)
 	routes, err2 := d.applyLinks(ctx, wish)
 	d.wished.Store(&wish)
 	d.tunnels.set(wish)
 	d.paths.Set(wish.Targets, wish.Own)
-	if again {
-		d.repaired(routes)
-	}
+	d.repaired(again, routes)
 	d.report(d.Tunnels())
 	if err := errors.Join(err, err2); err != nil {
 		return err

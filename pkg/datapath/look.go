@@ -57,17 +57,23 @@ func (w *Wish) same(o Wish) bool {
 }
 
 // repaired names what had to be done though nothing else was wished.
-func (d *Datapath) repaired(routes []string) {
-	if did := d.firewall.Did(); did != "" {
-		d.cfg.Board.Repaired("datapath/firewall", did)
+func (d *Datapath) repaired(sameWish bool, routes []string) {
+	d.noteRepair("datapath/device", d.device.Drift())
+	if !sameWish {
+		return
 	}
-	for part, did := range map[string][]string{"datapath/device": d.device.Did(), "datapath/routes": routes} {
-		switch len(did) {
-		case 0:
-		case 1:
-			d.cfg.Board.Repaired(part, did[0])
-		default:
-			d.cfg.Board.Repaired(part, fmt.Sprintf("%d changes, the first: %s", len(did), did[0]))
-		}
+	if did := d.firewall.Did(); did != "" {
+		d.noteRepair("datapath/firewall", []string{did})
+	}
+	d.noteRepair("datapath/routes", routes)
+}
+
+func (d *Datapath) noteRepair(part string, did []string) {
+	switch len(did) {
+	case 0:
+	case 1:
+		d.cfg.Board.Repaired(part, did[0])
+	default:
+		d.cfg.Board.Repaired(part, fmt.Sprintf("%d changes, the first: %s", len(did), did[0]))
 	}
 }

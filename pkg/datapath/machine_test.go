@@ -95,6 +95,7 @@ type reply struct {
 	Err     string
 	Checks  []status.Check
 	Tunnels []status.Tunnel
+	Repairs []status.Repair
 	Network Network
 }
 
@@ -158,7 +159,7 @@ func roleMachine(args []string) error {
 		if req.Rotate {
 			d.RotateKey()
 		}
-		r := reply{Key: d.PublicKey(), Turn: d.Rotation(), Sends: map[string]Sending{}, Checks: board.Checks(), Tunnels: d.Tunnels()}
+		r := reply{Key: d.PublicKey(), Turn: d.Rotation(), Sends: map[string]Sending{}, Checks: board.Checks(), Tunnels: d.Tunnels(), Repairs: board.Repairs()}
 		if keys, known := d.Published(); known {
 			r.Keys = keys
 		}

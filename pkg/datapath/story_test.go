@@ -445,9 +445,6 @@ func (s *story) repair(t *testing.T) {
 		"wg set mesh0 listen-port 4444",
 	} {
 		s.a.sh(breakage)
-		if strings.HasPrefix(breakage, "sysctl") || strings.HasPrefix(breakage, "wg") {
-			s.a.ask(&s.state) // of these nobody tells us; the next round sees them
-		}
 		settled(t, s.a)
 		if out, err := s.a.in_(2, "ping", "-c1", "-W3", s.b.podAddr(2)); err != nil {
 			t.Errorf("after %s: %v\n%s", breakage, err, out)

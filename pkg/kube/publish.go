@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -39,6 +40,12 @@ func (r Record) annotations() map[string]*string {
 		mesh.AnnotationNextKey:     next,
 		mesh.AnnotationKeyExchange: exchange,
 	}
+}
+
+// Stands reports whether a node as the API has it says what the record says.
+func (r Record) Stands(n mesh.Node) bool {
+	return n.PublicKey == r.PublicKey && n.NextKey == r.NextKey && n.NextPort == r.NextPort && n.Exchange == r.Exchange &&
+		slices.Equal(n.Endpoints, r.Endpoints)
 }
 
 // Publish writes the record on the Node object of that name, if it differs.

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,11 +97,13 @@ type Table struct {
 	flows   flows
 	again   time.Time
 	started bool
-	// did is what the last Apply did, in one line.
-	did string
+	// did is what the last Apply did, in one line, groups those it had.
+	did    string
+	groups []*Group
 }
 
-// Did says what the last Apply did; empty for nothing.
+// Did says what the last Apply did with the same services and pods as the one
+// before; empty for nothing.
 func (t *Table) Did() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -130,6 +133,8 @@ func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err err
 	if cfg.Groups, err = t.pods.join(cfg.Groups); err != nil {
 		return again, err
 	}
+	same := slices.Equal(cfg.Groups, t.groups)
+	t.groups = cfg.Groups
 	want, ops, err := t.changes(cfg)
 	if err != nil {
 		return again, err
@@ -140,7 +145,9 @@ func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err err
 			return again, fmt.Errorf("commit %d changes, the first: %s: %w", len(ops), ops[0], err)
 		}
 		t.report(ops)
-		t.did = fmt.Sprintf("%d changes to table inet meshd, the first: %s", len(ops), short(ops[0].String()))
+		if same {
+			t.did = fmt.Sprintf("%d changes to table inet meshd, the first: %s", len(ops), short(ops[0].String()))
+		}
 		now, err := generation()
 		if err != nil {
 			return again, err

@@ -245,18 +245,6 @@ func PathMTU(addr netip.Addr, device string) int {
 	return link.Attrs().MTU
 }
 
-// OwnAddresses are all addresses of this machine.
-func OwnAddresses() []netip.Addr {
-	list, _ := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
-	var own []netip.Addr
-	for _, a := range list {
-		if p, ok := prefix(a.IPNet); ok {
-			own = append(own, p.Addr())
-		}
-	}
-	return own
-}
-
 // DefaultMTU is the smallest MTU of the links of the default routes; 0 when
 // there is none.
 func DefaultMTU(device string) int {

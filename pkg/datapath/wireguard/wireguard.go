@@ -104,8 +104,10 @@ type Device struct {
 	wished map[mesh.Key]netip.AddrPort
 	// fresh are the numbers of sessions last begun, by peer.
 	fresh map[mesh.Key]int
-	// did is what the last Apply did.
-	did []string
+	// last is what was last applied as a whole, drift what the device had
+	// lost of it before the last Apply.
+	last  *Config
+	drift []string
 	// child is the userspace process we started, 0 if none or adopted.
 	child int
 	keyed time.Time
@@ -178,11 +180,14 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.reap()
-	d.did = nil
 	have, err := d.read()
 	if err != nil {
 		return err
 	}
+	if d.drift = nil; d.last != nil {
+		d.drift = d.plan(*d.last, have)
+	}
+	d.last = nil
 	var errs []error
 	for _, op := range d.diff(cfg, have, time.Now()) {
 		if err := op.do(ctx, d); err != nil {
@@ -192,10 +197,10 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 			}
 			continue
 		}
-		d.did = append(d.did, op.String())
 		d.opts.Log.Info("wireguard", "did", op.String())
 	}
 	if len(errs) == 0 {
+		d.last = &cfg
 		clear(d.wished)
 		clear(d.fresh)
 		for _, p := range cfg.Peers {
@@ -205,11 +210,12 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 	return errors.Join(errs...)
 }
 
-// Did lists what the last Apply did.
-func (d *Device) Did() []string {
+// Drift lists what the last Apply would have had to do if nothing else had
+// been wished since the one before: what somebody else has changed.
+func (d *Device) Drift() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.did
+	return d.drift
 }
 
 // Plan lists what Apply would do.
