@@ -102,10 +102,14 @@ func (c *Conn) collect(ops []Op, first uint32) error {
 			if h.typ != unix.NLMSG_ERROR || i < 0 || i >= len(ops) {
 				return false
 			}
-			if err := ackError(ops[i], h, payload); err != nil && failed == nil {
+			err := ackError(ops[i], h, payload)
+			if err != nil && failed == nil {
 				failed = err
 			}
-			return i == len(ops)-1
+			// A transaction that is refused as a whole has no other answer
+			// than the one to its beginning.
+			_, whole := ops[i].(batchMark)
+			return i == len(ops)-1 || whole && err != nil
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", ops[0], err)

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/mesh"
 )
 
 // newHost puts the test into a network namespace of its own.
@@ -161,4 +163,28 @@ func connections(t *testing.T) string {
 		t.Skip("needs /proc/net/nf_conntrack")
 	}
 	return string(b)
+}
+
+// A transaction that the kernel refuses before its first change (no rights, no
+// nf_tables) is answered for its beginning alone.
+func TestARefusedTransactionIsAnError(t *testing.T) {
+	newHost(t)
+	nf, err := OpenNetfilter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nf.Close()
+	var nothing [2]unix.CapUserData
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capset(&header, &nothing[0]); err != nil { // of this thread, which ends with the test
+		t.Fatal(err)
+	}
+	// Else a missing answer would be waited for for ever.
+	if err := unix.SetsockoptTimeval(nf.conn.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		t.Fatal(err)
+	}
+	err = nf.Do(ElementAdd{Table: "t", SetElement: mesh.SetElement{Set: "s", Key: "aaaa"}})
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("without rights: %v, want EPERM", err)
+	}
 }
