@@ -573,3 +573,20 @@ func TestTwoAddsOfOneContainerAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A pod's name may have 253 bytes and its namespace 63, which is more than an
+// interface's alias holds.
+func TestLongNames(t *testing.T) {
+	l := newLab(t)
+	r := rt(strings.Repeat("c", 64), l.newPod())
+	r.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", strings.Repeat("n", 63)}, {"K8S_POD_NAME", strings.Repeat("p", 253)}}
+	l.mustAdd(r)
+	pods, err := Pods(l.dataDir)
+	if err != nil || len(pods) != 1 || len(pods[0].Pod.Name) != 253 {
+		t.Errorf("recorded %+v, %v", pods, err)
+	}
+	if err := l.check(r); err != nil {
+		t.Error(err)
+	}
+	l.mustDel(r)
+}

@@ -90,10 +90,14 @@ func attachmentHash(containerID, ifName string) (folded [8]byte) {
 	return folded
 }
 
+// maxAlias is IFALIASZ without its end.
+const maxAlias = 255
+
 // alias is what "ip link" shows beside the host's end. It says enough to know
-// whose link it is without the record.
+// whose link it is without the record; a very long name of a pod is cut.
 func (r Record) alias() string {
-	return strings.TrimRight(fmt.Sprintf("%s %s %s/%s", r.ContainerID, r.IfName, r.Pod.Namespace, r.Pod.Name), "/ ")
+	s := strings.TrimRight(fmt.Sprintf("%s %s %s/%s", r.ContainerID, r.IfName, r.Pod.Namespace, r.Pod.Name), "/ ")
+	return s[:min(len(s), maxAlias)]
 }
 
 // parseAlias reads back what alias wrote.
