@@ -11,9 +11,9 @@ import (
 )
 
 // Attached lists the pods of this boot as the firewall has to know them, those
-// attached first first. One whose record is corrupt keeps its addresses and
-// loses its host ports, since those cannot be trusted. An error means that the
-// list may lack some.
+// attached first first. One whose record is corrupt or cannot be read keeps its
+// addresses and loses its host ports, since those are not known. An error means
+// that the list may lack some.
 func Attached(dataDir string) ([]mesh.LocalPod, error) {
 	bootID, err := readBootID()
 	if err != nil {
@@ -21,14 +21,14 @@ func Attached(dataDir string) ([]mesh.LocalPod, error) {
 	}
 	var records []Record
 	err = eachRecord(dataDir, func(_ store, n recordName, r Record, err error) error {
-		if errors.Is(err, errCorrupt) {
-			r, err = n.record(""), nil
+		if err != nil { // one bad sector must not hold up what becomes of the other pods
+			r = n.record("")
 			r.BootID = bootID
 		}
-		if err == nil && r.BootID == bootID && r.HostLink != "" {
+		if r.BootID == bootID && r.HostLink != "" {
 			records = append(records, r)
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -441,10 +441,13 @@ func (w *sweeper) orphanElement(e mesh.SetElement) error {
 		return err
 	}
 	defer nf.Close()
-	if err := nf.Do(op); !errors.Is(err, unix.ENOENT) { // else meshd was first
-		return err
+	// Added first: then it goes only if it is still the one that was read, and
+	// a pod that has the port by now keeps it.
+	err = nf.Do(rtnl.ElementAdd(op), op)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // ourLinks are the host's ends of pods.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"meshd.dev/pkg/cni/rtnl"
 	"meshd.dev/pkg/mesh"
 )
@@ -201,6 +203,50 @@ func TestALostFolderDoesNotKillPods(t *testing.T) {
 		t.Errorf("the runtime does not know it: %+v, want the link deleted", r)
 	}
 	l.wantClean()
+}
+
+// The folder is read, a record in it is not: the pod stays admitted, and so do
+// those that come after it.
+func TestARecordThatCannotBeReadHoldsNobodyUp(t *testing.T) {
+	l := newLab(t)
+	l.mustAdd(rt("web", l.newPod()))
+	path := filepath.Join(l.dataDir, "meshd", l.records()[0])
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil { // reading it is EISDIR, also for root
+		t.Fatal(err)
+	}
+	l.mustAdd(rt("other", l.newPod()))
+	sorted := func() []mesh.SetElement {
+		return slices.SortedFunc(slices.Values(l.elements()), func(a, b mesh.SetElement) int { return strings.Compare(a.Key, b.Key) })
+	}
+	before := sorted()
+	l.applyFirewall()
+	if diff := cmp.Diff(before, sorted()); diff != "" || len(before) != 4 {
+		t.Errorf("a round of the daemon changed who is admitted:\n%s", diff)
+	}
+}
+
+// What was read may be somebody else's by the time it is taken away.
+func TestAnElementThatIsSomebodyElsesByNowStays(t *testing.T) {
+	l := newLab(t)
+	r := rt("web", l.newPod())
+	r.CapabilityArgs = map[string]any{"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}}
+	l.mustAdd(r)
+	before := l.elements()
+	w := sweeper{SweepConfig: SweepConfig{Table: mesh.FirewallTable}}
+	for _, e := range before {
+		if strings.HasPrefix(e.Set, mesh.HostPortMap) {
+			e.Value = strings.Repeat("\x0a", len(e.Value)) // the pod before had the port
+			if err := w.orphanElement(e); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if diff := cmp.Diff(before, l.elements()); diff != "" {
+		t.Errorf("a living pod lost its port:\n%s", diff)
+	}
 }
 
 func TestSweepLeavesAnAddAtWorkAlone(t *testing.T) {
