@@ -173,6 +173,43 @@ func TestTranslatedByOthersOnTheWayOut(t *testing.T) {
 	}
 }
 
+// A pod with host port 53 takes neither the names of this node's pods nor the
+// machine's own stub resolver, whatever address it asks for.
+func TestHostPortsLeaveResolversAlone(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `
+		ip link set lo up
+		ip link add msh0 type veth peer name pod0; ip link set msh0 up; ip link set pod0 up
+		ip link add eth0 type veth peer name far0; ip link set eth0 up; ip link set far0 up
+		ip address add 192.0.2.1/24 dev eth0
+		ip address add 10.244.1.1/32 dev lo; ip address add fd00:10:244:1::1/128 dev lo
+		ip route add 10.244.1.2 dev msh0; ip -6 route add fd00:10:244:1::2 dev msh0
+		echo 1 >/proc/sys/net/ipv4/conf/msh0/route_localnet
+		nft add table inet theirs
+		nft 'add chain inet theirs left { type filter hook postrouting priority 300; }'
+		for to in 'oifname msh0 meta nfproto ipv4' 'oifname lo ip daddr 10.244.1.1' 'oifname lo ip6 daddr fd00:10:244:1::1' 'oifname lo ip daddr 127.0.0.53'; do
+			nft add rule inet theirs left $to udp dport 53 counter
+		done`)
+	a := netip.MustParseAddr
+	pods := func() ([]mesh.LocalPod, error) {
+		return []mesh.LocalPod{{Link: "msh0", Addrs: []netip.Addr{a("10.244.1.2"), a("fd00:10:244:1::2")}, HostPorts: []mesh.HostPort{
+			{Protocol: mesh.UDP, HostPort: 53, Port: 53}, {HostIP: a("10.244.1.1"), Protocol: mesh.UDP, HostPort: 53, Port: 53}}}}, nil
+	}
+	if _, err := New(nil, pods).Apply(t.Context(), config()); err != nil {
+		t.Fatal(err)
+	}
+	testns.Sh(t, `for to in 10.244.1.1 fd00:10:244:1::1 127.0.0.53 127.0.0.1 192.0.2.1; do bash -c "echo >/dev/udp/$to/53"; done`)
+	got := testns.Sh(t, "nft list chain inet theirs left")
+	for _, want := range []string{
+		`ip daddr 10.244.1.1 udp dport 53 counter packets 1 `, `ip6 daddr fd00:10:244:1::1 udp dport 53 counter packets 1 `,
+		`ip daddr 127.0.0.53 udp dport 53 counter packets 1 `, `oifname "msh0" meta nfproto ipv4 udp dport 53 counter packets 2 `,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("want %s in\n%s", want, got)
+		}
+	}
+}
+
 // From any mess to the wish; tables of others stay.
 func TestMess(t *testing.T) {
 	testns.New(t)

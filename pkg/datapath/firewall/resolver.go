@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -29,6 +30,20 @@ func resolver(cfg Config) chain {
 		}
 	}
 	return c
+}
+
+// noHostPort keeps host ports of pods away from where this node's resolver
+// listens: else a pod with host port 53 would answer for the cluster's names.
+func (f family) noHostPort(meshAddrs []netip.Addr) (rules []rule) {
+	for _, a := range meshAddrs {
+		if familyOf(a) != f {
+			continue
+		}
+		for _, proto := range []mesh.Protocol{mesh.UDP, mesh.TCP} {
+			rules = append(rules, newRule("the resolver of this node", f.is(), f.dnsTo(a.String(), a.AsSlice(), proto.Number()), ret))
+		}
+	}
+	return rules
 }
 
 func (f family) dnsTo(text string, addr []byte, proto byte) part {

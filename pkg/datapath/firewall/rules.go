@@ -322,6 +322,8 @@ func (f family) loopbackDest() part {
 	return part{"ip6 daddr ::1", []expr.Any{f.load(true, 1), cmpEq(one)}}
 }
 
+var notLocalhost = part{"ip daddr != 127.0.0.1", []expr.Any{family("4").load(true, 1), cmpNeq([]byte{127, 0, 0, 1})}}
+
 var families = []family{"4", "6"}
 
 // fixedChains are those that are always there, for a configuration.
@@ -359,8 +361,12 @@ func fixedChains(cfg Config) []chain {
 		raw.rules = append(raw.rules, newRule("pod source from the underlay",
 			f.is(), f.saddrIn("cluster"+n), iifnameNot(device), iifnameNot(pods), iifnameNot("lo"), drop))
 		services.rules = append(services.rules, newRule("", f.is(), f.serviceMap("svc"+n)))
-		hostPorts.rules = append(hostPorts.rules, newRule("a pod's port of this node", f.is(), f.hostPort(false)),
-			newRule("a pod's port of this node", f.is(), f.hostPort(true)))
+		hostPorts.rules = append(hostPorts.rules, f.noHostPort(cfg.MeshAddrs)...)
+		hostPorts.rules = append(hostPorts.rules, newRule("a pod's port of this node", f.is(), f.hostPort(false)))
+		if f == "4" { // 127.0.0.53 is systemd-resolved's
+			hostPorts.rules = append(hostPorts.rules, newRule("of loopback only 127.0.0.1", f.is(), f.loopbackDest(), notLocalhost, ret))
+		}
+		hostPorts.rules = append(hostPorts.rules, newRule("a pod's port of this node", f.is(), f.hostPort(true)))
 		nodePorts.rules = append(nodePorts.rules, newRule("", f.is(), f.nodePortMap("svc"+n)))
 		if f == "6" { // the kernel lets no packet from ::1 out of lo
 			fromNode.rules = append(fromNode.rules, newRule("not on loopback", f.is(), f.loopbackDest(), ret))
