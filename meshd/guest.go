@@ -32,9 +32,7 @@ func (g *guest) fit(cfg *datapath.Config) {
 	if g.cfg.Services == "auto" {
 		cfg.Yield = datapath.OtherProxy
 	}
-	if !g.cfg.SpawnUserspace {
-		cfg.SpawnUserspace = nil
-	}
+	cfg.DeviceServed = !g.cfg.SpawnUserspace
 	cfg.ClusterDNS = g.clusterDNS
 }
 

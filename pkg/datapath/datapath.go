@@ -79,6 +79,9 @@ type Config struct {
 	// of the device is appended: {"/usr/local/bin/meshd", "wireguard"}. Used
 	// where the kernel has no WireGuard. Empty: kernel only.
 	SpawnUserspace []string
+	// DeviceServed says that somebody else starts that process; SpawnUserspace
+	// is then for the second device alone, which is there while a key changes.
+	DeviceServed bool
 	// Pods lists the pods attached on this node, those attached first first;
 	// see firewall.New. Their coming and going is seen from the rules, and
 	// with the next round at the latest.
@@ -154,7 +157,7 @@ func New(cfg Config) (*Datapath, error) {
 		return nil, err
 	}
 	device, err := wireguard.New(wireguard.Options{
-		Name: cfg.Device, StateDir: cfg.StateDir, LogDir: cfg.RunDir, SpawnUserspace: cfg.SpawnUserspace, Log: cfg.Log,
+		Name: cfg.Device, StateDir: cfg.StateDir, LogDir: cfg.RunDir, SpawnUserspace: cfg.SpawnUserspace, Served: cfg.DeviceServed, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)

@@ -89,6 +89,9 @@ type Options struct {
 	LogDir string
 	// SpawnUserspace is the command of a userspace device, without its name.
 	SpawnUserspace []string
+	// Served says that somebody else starts the process of the device Name;
+	// SpawnUserspace is then for its Second alone.
+	Served bool
 	Log            *slog.Logger
 }
 
@@ -131,6 +134,13 @@ func (d *Device) Second(name string) *Device {
 	opts := d.opts
 	opts.Name = name
 	return &Device{opts: opts, ring: d.ring, second: true, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]int{}}
+}
+
+func (d *Device) spawnCommand() []string {
+	if d.opts.Served && !d.second {
+		return nil
+	}
+	return d.opts.SpawnUserspace
 }
 
 // Ring of the node's private keys.
@@ -345,7 +355,7 @@ func (d *Device) setDevice(cfg Config, have state) (ops []op) {
 	name := d.opts.Name
 	fresh := have.backend == ""
 	if fresh {
-		ops = append(ops, createOp{name: name, mtu: cfg.MTU, spawn: d.opts.SpawnUserspace})
+		ops = append(ops, createOp{name: name, mtu: cfg.MTU, spawn: d.spawnCommand()})
 	}
 	if op := d.setIdentity(cfg, have); op != nil {
 		ops = append(ops, *op)

@@ -331,16 +331,25 @@ func TestUserspaceProcess(t *testing.T) {
 // What is missing is said.
 func TestWithoutAnyWireGuard(t *testing.T) {
 	testns.New(t)
-	d, err := wireguard.New(wireguard.Options{Name: "wge", StateDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if testns.Backend(t) == "kernel" {
 		t.Skip("this kernel has WireGuard")
 	}
-	err = d.Apply(t.Context(), config())
-	if err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard, and nothing serves wge yet") {
-		t.Errorf("error %v", err)
+	for name, opts := range map[string]wireguard.Options{
+		"no command":      {},
+		"somebody else's": {Served: true, SpawnUserspace: []string{"/nowhere", "wireguard"}},
+	} {
+		opts.Name, opts.StateDir = "wge", t.TempDir()
+		d, err := wireguard.New(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = d.Apply(t.Context(), config())
+		if err == nil || !strings.Contains(err.Error(), "this kernel has no WireGuard, and nothing serves wge yet") {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if err := d.Second("wge-next").Apply(t.Context(), config()); name == "somebody else's" && (err == nil || !strings.Contains(err.Error(), "/nowhere")) {
+			t.Errorf("the second device is ours to start: error %v", err)
+		}
 	}
 }
 
