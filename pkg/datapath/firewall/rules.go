@@ -293,6 +293,25 @@ func (f family) meshSource(addrs []netip.Addr) part {
 	return masquerade
 }
 
+var (
+	// begins: no part of a connection that is there already.
+	begins = part{"ct state != { established, related }", []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(ctEstablished | ctRelated), Xor: native(0)}, cmpEq(native(0))}}
+	// notTranslated: to where its sender said, not to what a service or port
+	// of this machine stands for.
+	notTranslated = part{"ct status & dnat == 0", []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(ctDNAT), Xor: native(0)}, cmpEq(native(0))}}
+)
+
+// Bits of linux/netfilter/nf_conntrack_common.h; those of the state are as
+// NF_CT_STATE_BIT makes them.
+const (
+	ctEstablished, ctRelated = 1 << 1, 1 << 2
+	ctDNAT                   = 1 << 5
+)
+
 // icmpv6 matches one type.
 func icmpv6(name string, typ byte) part {
 	return part{"icmpv6 type " + name, []expr.Any{
@@ -348,6 +367,7 @@ func fixedChains(cfg Config) []chain {
 		rules: []rule{newRule("", iifname(pods), jump("pod"))}}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter,
 		rules: []rule{
+			newRule("peers reach pods here, and nothing behind this machine", iifname(device), oifnameNot(pods), begins, notTranslated, drop),
 			newRule("fit the tunnel", oifname(device), isTCP, isSYN, clampMSS),
 			newRule("fit the tunnel", iifname(device), isTCP, isSYN, clampMSS)}}
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
