@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +14,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"meshd.dev/pkg/mesh"
 )
@@ -88,6 +92,14 @@ func (l *lab) wantNoDouble(when string) {
 			l.t.Errorf("%s: %s is routed to a pod and free for others; records:\n%s", when, addr, records)
 		}
 	}
+	for _, e := range l.elements() {
+		if !strings.HasPrefix(e.Set, mesh.PodSet) {
+			continue
+		}
+		if a, _ := netip.AddrFromSlice([]byte(e.Key[unix.IFNAMSIZ:])); !strings.Contains(records, a.String()+",") {
+			l.t.Errorf("%s: %s is admitted and free for others; records:\n%s", when, a, records)
+		}
+	}
 	seen := map[string]bool{}
 	for _, file := range l.records() {
 		n, ok := parseRecordName(file)
@@ -115,6 +127,31 @@ func (l *lab) wantOnly(when string, other string) {
 	if got := lines(l.t, "ip", "route", "show", "proto", "78"); len(got) != 1 {
 		l.t.Errorf("%s: routes %v", when, got)
 	}
+	var want []mesh.SetElement
+	if pods, err := Attached(l.dataDir); err != nil || len(pods) != 1 {
+		l.t.Errorf("%s: attached %v, %v", when, pods, err)
+	} else {
+		want = pods[0].Elements()
+	}
+	if diff := cmp.Diff(elementLines(want), elementLines(l.elements())); diff != "" {
+		l.t.Errorf("%s: elements (-want +got):\n%s", when, diff)
+	}
+}
+
+func elementLines(all []mesh.SetElement) (lines []string) {
+	for _, e := range all {
+		lines = append(lines, fmt.Sprintf("%s %x %x", e.Set, e.Key, e.Value))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// everything a runtime can ask for that ADD makes something of.
+func everything(port int) map[string]any {
+	return map[string]any{
+		"portMappings": []any{map[string]any{"hostPort": port, "containerPort": 80, "protocol": "tcp"}, map[string]any{"hostPort": port, "containerPort": 53, "protocol": "udp"}},
+		"bandwidth":    map[string]any{"ingressRate": 8000000, "egressRate": 8000000},
+	}
 }
 
 // TestWhateverDies kills the plugin at each of its system calls, and makes
@@ -123,15 +160,21 @@ func (l *lab) wantOnly(when string, other string) {
 func TestWhateverDies(t *testing.T) {
 	needRoot(t, "strace", "ip", "nsenter")
 	l := newLab(t)
-	other := l.newPod()
-	l.mustAdd(rt("other", other))
-	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "other", IfName: "eth0"}}, "quarantineSeconds": 0}
+	bystander := rt("other", l.newPod())
+	bystander.CapabilityArgs = everything(9000)
+	l.mustAdd(bystander)
+	web := func(pod string) *libcni.RuntimeConf {
+		r := rt("web", pod)
+		r.CapabilityArgs = everything(8000)
+		return r
+	}
+	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "other", IfName: "eth0"}}, "quarantineSeconds": 0, "runtimeConfig": everything(8000)}
 	stdin := l.stdin("1.1.0", valid)
 	total, faulty := 0, 0
 	for _, verb := range []string{"ADD", "DEL", "GC"} {
 		pod := l.newPod()
 		if verb != "ADD" {
-			l.mustAdd(rt("web", pod))
+			l.mustAdd(web(pod))
 		}
 		points := l.points(verbEnv(verb, "web", pod), stdin)
 		l.recover("DEL", pod, stdin)
@@ -149,7 +192,7 @@ func TestWhateverDies(t *testing.T) {
 			when := fmt.Sprintf("%s with %s, then %s", verb, p, next)
 			pod := l.newPod()
 			if verb != "ADD" {
-				l.mustAdd(rt("web", pod))
+				l.mustAdd(web(pod))
 			}
 			_, ok := l.fault(verbEnv(verb, "web", pod), stdin, p)
 			l.wantNoDouble(when)
@@ -157,7 +200,7 @@ func TestWhateverDies(t *testing.T) {
 				faulty++
 			}
 			if verb == "ADD" && ok {
-				if _, err := l.verb("CHECK", "web", pod, nil); err != nil {
+				if _, err := l.verbEnv(verbEnv("CHECK", "web", pod), stdin); err != nil {
 					t.Errorf("%s: ADD says that all went well, but: %v", when, err)
 				}
 			}
@@ -174,7 +217,7 @@ func TestWhateverDies(t *testing.T) {
 			}
 		}
 	}
-	if err := l.check(rt("other", other)); err != nil {
+	if err := l.check(bystander); err != nil {
 		t.Errorf("a bystander was hurt: %v", err)
 	}
 	t.Logf("%d points (%d of them failed the verb): 0 leaks, 0 doubles", total, faulty)
@@ -191,7 +234,7 @@ func (l *lab) recover(next, pod, stdin string) {
 		} else if !json.Valid([]byte(out)) {
 			l.t.Errorf("result %q", out)
 		}
-		if _, err := l.verb("CHECK", "web", pod, nil); err != nil {
+		if _, err := l.verbEnv(verbEnv("CHECK", "web", pod), stdin); err != nil {
 			l.t.Errorf("after a retry: %v", err)
 		}
 		l.recover("DEL", pod, stdin)
