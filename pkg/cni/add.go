@@ -53,7 +53,7 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	}
 	done := false
 	defer func() {
-		if !done && deleteLink(host, r.HostLink) == nil && r.withdraw() == nil {
+		if !done && erase(host, r) == nil {
 			_ = h.discard() // else the record stays, for DEL
 		}
 	}()
@@ -207,10 +207,7 @@ func takeOver(host *rtnl.Conn, h *held, c *conf, ns *netns) error {
 				fmt.Sprintf("%s of container %s has %v since %s", r.IfName, r.ContainerID, r.Addresses, r.Since))
 		}
 	}
-	if err := deleteLink(host, r.HostLink); err != nil {
-		return err
-	}
-	if err := r.withdraw(); err != nil {
+	if err := erase(host, r); err != nil {
 		return err
 	}
 	return h.discard()

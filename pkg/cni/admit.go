@@ -35,7 +35,7 @@ func (r Record) admit() error {
 		return err
 	}
 	defer nf.Close()
-	var ops []rtnl.Op
+	ops := take(r.Table, mesh.LocalPod{Link: r.HostLink, Addrs: r.former}.Elements())
 	for _, e := range r.local().Elements() {
 		ops = append(ops, rtnl.ElementAdd{Table: r.Table, SetElement: e})
 	}
@@ -90,10 +90,7 @@ func (r Record) withdraw() error {
 }
 
 func (r Record) withdrawal(nf *rtnl.Netfilter) (ops []rtnl.Op, err error) {
-	for _, e := range (mesh.LocalPod{Link: r.HostLink, Addrs: r.Addresses}).Elements() {
-		// Added first: then it is no error that it is not there.
-		ops = append(ops, rtnl.ElementAdd{Table: r.Table, SetElement: e}, rtnl.ElementDel{Table: r.Table, SetElement: e})
-	}
+	ops = take(r.Table, mesh.LocalPod{Link: r.HostLink, Addrs: r.Addresses}.Elements())
 	if len(r.HostPorts) == 0 && !r.corrupt {
 		return ops, nil
 	}
@@ -111,6 +108,15 @@ func (r Record) withdrawal(nf *rtnl.Netfilter) (ops []rtnl.Op, err error) {
 		}
 	}
 	return ops, nil
+}
+
+// take takes elements without a value out. They are added first: then it is no
+// error that one is not there.
+func take(table string, elements []mesh.SetElement) (ops []rtnl.Op) {
+	for _, e := range elements {
+		ops = append(ops, rtnl.ElementAdd{Table: table, SetElement: e}, rtnl.ElementDel{Table: table, SetElement: e})
+	}
+	return ops
 }
 
 // leadsTo says whether a host port, or a hairpin, is the pod's with address a:

@@ -49,6 +49,10 @@ func FuzzConf(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.1.0","name":"meshd","type":"mesh","ranges":["10.244.1.0/24","fd00::/64"],"reserved":["10.244.1.9"],"mtu":1420,
 		"dataDir":"/x","quarantineSeconds":3,"runtimeConfig":{"ips":["10.244.1.5/24"],"mac":"0e:00:00:00:00:01"},"args":{"cni":{"ips":["fd00::5"]}}}`))
 	f.Add([]byte(`{"cniVersion":"0.3.1","name":"x","ranges":["0.0.0.0/0"],"prevResult":{"cniVersion":"0.3.1","ips":[{"version":"4","address":"192.0.2.1/24"}]}}`))
+	f.Add([]byte(`{"name":"x","ranges":[{"subnet":"10.1.0.0/16","rangeStart":"10.1.0.5","rangeEnd":"10.1.0.4"}],"table":"meshd","hostLocalDir":"x","runtimeConfig":{"portMappings":[{"hostPort":80,
+		"containerPort":8080,"protocol":"sctp","hostIP":"::ffff:192.0.2.1"}],"bandwidth":{"ingressRate":18446744073709551615,"egressBurst":1},"ipRanges":[[{"subnet":"fd00::/126","rangeStart":"fd00::3"}],[]],
+		"dns":{"servers":["x"],"searches":["a"]},"io.kubernetes.cri.pod-annotations":{"meshd.dev/ips":",","meshd.dev/mac":"x"}}}`))
+	f.Add([]byte(`{"name":"x","ranges":["10.1.0.0/24"],"table":"meshd","runtimeConfig":{"bandwidth":{"ingressRate":18446744073709551615,"egressRate":8000,"egressBurst":18446744073709551615}}}`))
 	f.Add([]byte(`{"name":"..","cni.dev/valid-attachments":[{"containerID":"x"}]}`))
 	f.Fuzz(func(t *testing.T, stdin []byte) {
 		c, err := parseConf(stdin)
@@ -60,8 +64,14 @@ func FuzzConf(f *testing.F) {
 			wantCoded(t, err)
 			return
 		}
-		if _, err := c.wishes(args{}); err != nil {
+		w, err := c.wishes(args{})
+		if err != nil {
 			wantCoded(t, err)
+		}
+		for _, l := range []limit{w.toPod, w.fromPod} {
+			if q := l.tbf(1, "eth0"); l.Rate > 0 && (q.Limit < q.Burst || q.Burst == 0) {
+				t.Errorf("a limit that lets nothing through: %v", q)
+			}
 		}
 		p := pool{ranges: c.ranges, reserved: c.reserved}
 		if got, err := p.choose(nil); err == nil && len(got) == 0 {

@@ -96,7 +96,8 @@ func (l *lab) wantNoDouble(when string) {
 		if !strings.HasPrefix(e.Set, mesh.PodSet) {
 			continue
 		}
-		if a, _ := netip.AddrFromSlice([]byte(e.Key[unix.IFNAMSIZ:])); !strings.Contains(records, a.String()+",") {
+		link := strings.TrimRight(e.Key[:unix.IFNAMSIZ], "\x00")
+		if a, _ := netip.AddrFromSlice([]byte(e.Key[unix.IFNAMSIZ:])); !strings.Contains(records, a.String()+",") && l.isUp(link) {
 			l.t.Errorf("%s: %s is admitted and free for others; records:\n%s", when, a, records)
 		}
 	}
@@ -113,6 +114,11 @@ func (l *lab) wantNoDouble(when string) {
 			seen[a.String()] = true
 		}
 	}
+}
+
+// isUp says whether a link is there and up.
+func (l *lab) isUp(link string) bool {
+	return slices.ContainsFunc(lines(l.t, "ip", "-br", "link", "show", "up"), func(line string) bool { return strings.HasPrefix(line, link+"@") })
 }
 
 // wantOnly: nothing is left in kernel and folder but the pod other.

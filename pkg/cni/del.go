@@ -24,16 +24,23 @@ const maxTries = 10
 // which the runtime deletes next. Where there is no namespace, nobody would,
 // and it is deleted here. GC, Sweep and an ADD that finds it in its way are
 // behind both.
+//
+// It is the same with the firewall: after a delete in it the kernel lets nobody
+// close his socket, and so no plugin end, before an RCU grace period has passed
+// (nf_tables flushes what it has to destroy). Host ports are closed whatever it
+// takes. That the link may send from its addresses is left to be taken back by
+// the daemon, whom the record's going wakes, by GC and Sweep, or by an ADD of
+// the same link: until then it is about a link that is down.
 func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 	host, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	remove := deleteLink
+	remove := erase
 	if ns, err := openNetns(cmd.Netns); err == nil {
 		ns.Close()
-		remove = disableLink
+		remove = silence
 	}
 	s := c.store()
 	for range maxTries {
@@ -42,7 +49,7 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 			return err
 		}
 		if !ok {
-			return remove(host, HostLink(cmd.ContainerID, cmd.IfName))
+			return remove(host, Record{ContainerID: cmd.ContainerID, IfName: cmd.IfName})
 		}
 		h, err := s.hold(n, unix.LOCK_EX)
 		if errors.Is(err, errGone) {
@@ -63,9 +70,23 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 	return errBusy
 }
 
-// disableLink makes a pod unreachable, and its packets go nowhere.
-func disableLink(host *rtnl.Conn, name string) error {
-	return ignoreGone(host.Do(rtnl.LinkSet{Name: name, Down: true}))
+// silence makes a pod unreachable, and its packets go nowhere.
+func silence(host *rtnl.Conn, r Record) error {
+	if err := ignoreGone(host.Do(rtnl.LinkSet{Name: HostLink(r.ContainerID, r.IfName), Down: true})); err != nil {
+		return err
+	}
+	if len(r.HostPorts) == 0 && !r.corrupt {
+		return nil
+	}
+	return r.withdraw()
+}
+
+// erase takes all of a pod out of the kernel.
+func erase(host *rtnl.Conn, r Record) error {
+	if err := deleteLink(host, HostLink(r.ContainerID, r.IfName)); err != nil {
+		return err
+	}
+	return r.withdraw()
 }
 
 func deleteLink(host *rtnl.Conn, name string) error {
@@ -75,11 +96,8 @@ func deleteLink(host *rtnl.Conn, name string) error {
 // detach takes an attachment out of the kernel and then out of the store,
 // never the other way round: an address comes back only when nothing answers
 // for it.
-func (h *held) detach(host *rtnl.Conn, r Record, remove func(*rtnl.Conn, string) error) error {
-	if err := remove(host, HostLink(h.name.containerID, h.name.ifName)); err != nil {
-		return err
-	}
-	if err := r.withdraw(); err != nil {
+func (h *held) detach(host *rtnl.Conn, r Record, remove func(*rtnl.Conn, Record) error) error {
+	if err := remove(host, r); err != nil {
 		return err
 	}
 	if err := r.removeHostLocal(); err != nil {
@@ -159,5 +177,5 @@ func (s store) detachIdle(host *rtnl.Conn, n recordName) error {
 	if err != nil {
 		return err
 	}
-	return h.detach(host, r, deleteLink)
+	return h.detach(host, r, erase)
 }

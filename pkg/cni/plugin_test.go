@@ -70,6 +70,7 @@ func TestAddMakesARoutedPod(t *testing.T) {
 	l.mustDel(r)
 	removePod(pod)
 	l.mustDel(r)
+	l.applyFirewall() // the daemon, woken by the record's going
 	l.wantClean()
 }
 

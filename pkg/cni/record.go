@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"hash/fnv"
 	"net/netip"
 	"strings"
@@ -54,6 +53,9 @@ type Record struct {
 
 	// corrupt: nothing is known but what the file's name says.
 	corrupt bool
+	// former addresses of the same attachment in this boot: what the firewall
+	// may still have of them has to go.
+	former []netip.Addr
 }
 
 // PodRef names the Kubernetes pod behind an attachment.
@@ -113,12 +115,24 @@ func parseAlias(s string) (Record, bool) {
 	return r, true
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// crc32c is CRC-32 (Castagnoli). The tables that hash/crc32 makes for it take
+// longer than a record without them: they are a thirtieth of an ADD.
+func crc32c(text []byte) uint32 {
+	const reversed = 0x82f63b78
+	sum := ^uint32(0)
+	for _, b := range text {
+		sum ^= uint32(b)
+		for range 8 {
+			sum = sum>>1 ^ reversed&-(sum&1)
+		}
+	}
+	return ^sum
+}
 
 func (r Record) sum() string {
 	r.Checksum = ""
 	text, _ := json.Marshal(r) // plain values: cannot fail
-	return fmt.Sprintf("%08x", crc32.Checksum(text, castagnoli))
+	return fmt.Sprintf("%08x", crc32c(text))
 }
 
 // encode is the content of r's file.

@@ -293,6 +293,7 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 	}
 	s.forget(p.freedFiles)
 	r = q.record
+	r.former = p.former(r)
 	if r.Addresses, err = p.choose(q.requested); err != nil {
 		return nil, r, false, err
 	}
@@ -307,7 +308,7 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 
 // pool reads all there is to know for choosing addresses.
 func (s store) pool(ranges []span, reserved []netip.Addr, quarantine time.Duration) (p pool, err error) {
-	p = pool{ranges: ranges, reserved: reserved, quarantine: quarantine, now: uptime()}
+	p = pool{ranges: ranges, reserved: reserved, quarantine: quarantine}
 	// Records first: DEL moves one to freed without the lock, and so it is
 	// seen at least once.
 	if p.names, p.stale, err = s.names(); err != nil {
@@ -327,7 +328,24 @@ func (s store) pool(ranges []span, reserved []netip.Addr, quarantine time.Durati
 		}
 	}
 	p.freedFiles, p.freed, err = s.freed()
+	p.now = uptime()
+	for a, at := range p.freed {
+		if at > p.now { // nonsense: not of this boot's clock
+			p.freed[a] = 0
+		}
+	}
 	return p, err
+}
+
+// former addresses of an attachment in this boot.
+func (p pool) former(r Record) (addrs []netip.Addr) {
+	for _, file := range p.freedFiles {
+		_, rest, _ := strings.Cut(file, ",")
+		if n, ok := parseRecordName(rest); ok && n.is(r.ContainerID, r.IfName) {
+			addrs = append(addrs, n.addresses...)
+		}
+	}
+	return addrs
 }
 
 // create writes a record, whole and locked from before it can be seen.

@@ -288,7 +288,7 @@ func (w *sweeper) attachment(s store, n recordName) error {
 	if w.DryRun {
 		return nil
 	}
-	return h.detach(w.host, r, deleteLink)
+	return h.detach(w.host, r, erase)
 }
 
 func (w *sweeper) setAside(h *held) error {

@@ -104,16 +104,6 @@ func throughput(ctx context.Context, w *story.World, o options) ([]row, error) {
 		fmt.Sprintf("ratio %.2f; medians of %d rounds of 2 s; veth hands 64 KB segments on whole", tunnel/plain, o.rounds)}}, nil
 }
 
-// attach runs the CNI comparison inside m1, where the plugins' files are.
-func attach(ctx context.Context, w *story.World, o options) ([]row, error) {
-	m := w.Machine("m1")
-	out, err := m.Run(ctx, "/usr/local/bin/bench", "cni", fmt.Sprint(o.attaches))
-	if err != nil {
-		return nil, err
-	}
-	return rowsOfAttach(out)
-}
-
 // quantile of durations; q from 0 to 1.
 func quantile(ds []time.Duration, q float64) time.Duration {
 	if len(ds) == 0 {

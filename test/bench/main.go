@@ -41,9 +41,9 @@ type experiment struct {
 }
 
 type options struct {
-	kills, losses, attaches, rounds int
-	bin                             string
-	seconds                         time.Duration
+	kills, losses, attaches, burst, rounds int
+	bin                                    string
+	seconds                                time.Duration
 }
 
 // Experiments without a cluster, on one machine, and on three with the
@@ -64,7 +64,8 @@ func run(ctx context.Context, args []string) error {
 	only := flags.String("only", "", "names of experiments, separated by commas")
 	flags.IntVar(&o.kills, "kills", 50, "containers to kill")
 	flags.IntVar(&o.losses, "losses", 5, "power cuts")
-	flags.IntVar(&o.attaches, "attaches", 50, "pods to attach and detach, a plugin")
+	flags.IntVar(&o.attaches, "attaches", 200, "pods to attach and detach one after the other, a plugin")
+	flags.IntVar(&o.burst, "burst", 100, "pods to attach and detach at once, a plugin")
 	flags.IntVar(&o.rounds, "rounds", 7, "rounds of throughput and tunnel")
 	flags.DurationVar(&o.seconds, "seconds", 2*time.Second, "time of each measurement of tunnel")
 	if err := flags.Parse(args); err != nil {
