@@ -47,6 +47,20 @@ type nodeConfig struct {
 
 	addrs     []netip.Addr     // NodeIPs, parsed
 	endpoints []netip.AddrPort // Endpoints, parsed
+	apiPort   int              // of a server's API
+}
+
+// ownPorts are where this machine is reached; a pod that took one as its host
+// port would cut it off.
+func (c *nodeConfig) ownPorts() []string {
+	ports := []string{fmt.Sprintf("%d/udp", c.ListenPort)}
+	if c.AgentPort != 0 { // else a kubelet's
+		ports = append(ports, fmt.Sprintf("%d/tcp", c.AgentPort))
+	}
+	if c.apiPort != 0 {
+		ports = append(ports, fmt.Sprintf("%d/tcp", c.apiPort))
+	}
+	return ports
 }
 
 // serverConfig is what the first machine decides for the whole cluster.

@@ -91,3 +91,20 @@ func FuzzApplyConfig(f *testing.F) {
 		_ = applyConfig(b, flags)
 	})
 }
+
+// No pod may take these as its host port.
+func TestOwnPorts(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		cfg  nodeConfig
+		want string
+	}{
+		{"server", nodeConfig{ListenPort: 51820, AgentPort: 10250, apiPort: 6443}, "51820/udp 10250/tcp 6443/tcp"},
+		{"node", nodeConfig{ListenPort: 51999, AgentPort: 10251}, "51999/udp 10251/tcp"},
+		{"node of somebody else's Kubernetes", nodeConfig{ListenPort: 51820}, "51820/udp"},
+	} {
+		if got := strings.Join(c.cfg.ownPorts(), " "); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}

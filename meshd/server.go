@@ -106,6 +106,9 @@ func runBehindAPI(ctx context.Context, cfg serverConfig, keys serverKeys, api *a
 	}
 	joining.set(server)
 
+	if cfg.apiPort, err = net.LookupPort("tcp", cfg.port()); err != nil {
+		return err // it listens there, so there is one
+	}
 	n, err := newNode(cfg.nodeConfig, roleServer, log)
 	if err != nil {
 		return err

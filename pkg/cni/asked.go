@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -181,6 +182,9 @@ func (c *conf) hostPorts() ([]mesh.HostPort, error) {
 		if err != nil {
 			return nil, invalid("portMappings", err.Error())
 		}
+		if own := portText(p); slices.Contains(c.ReservedPorts, own) {
+			return nil, types.NewError(CodePortTaken, "host port is taken", own+" is one that this machine itself is reached at (reservedPorts)")
+		}
 		for _, other := range ports {
 			if p.HostIP == other.HostIP && p.Protocol == other.Protocol && p.HostPort == other.HostPort && p != other {
 				return nil, invalid("portMappings", fmt.Sprintf("host port %d/%s leads to both %d and %d", p.HostPort, p.Protocol, other.Port, p.Port))
@@ -212,6 +216,22 @@ func (m portMapping) parse() (p mesh.HostPort, err error) {
 	}
 	p.HostIP = p.HostIP.Unmap()
 	return p, nil
+}
+
+// portText is how reservedPorts has a port: 51820/udp.
+func portText(p mesh.HostPort) string {
+	return fmt.Sprintf("%d/%s", p.HostPort, strings.ToLower(string(p.Protocol)))
+}
+
+func validatePorts(texts []string) error {
+	for _, s := range texts {
+		number, protocol, _ := strings.Cut(s, "/")
+		n, err := strconv.ParseUint(number, 10, 16)
+		if p := (mesh.HostPort{Protocol: mesh.Protocol(strings.ToUpper(protocol)), HostPort: uint16(n)}); err != nil || n == 0 || p.Protocol.Number() == 0 || portText(p) != s {
+			return fmt.Errorf("port %.80q: want one like 51820/udp", s)
+		}
+	}
+	return nil
 }
 
 // limit of a rate, as the kernel takes it: bytes a second, bytes.

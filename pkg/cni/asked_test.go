@@ -17,7 +17,7 @@ import (
 
 // What a runtime may ask for, and what is refused, by key.
 func TestWishes(t *testing.T) {
-	const base = `{"cniVersion":"1.1.0","name":"meshd","ranges":["10.244.1.0/24","fd00:10:244:1::/64"],"mtu":1420,"table":"meshd","dns":{"nameservers":["192.0.2.53"]},"runtimeConfig":{%s}}`
+	const base = `{"cniVersion":"1.1.0","name":"meshd","ranges":["10.244.1.0/24","fd00:10:244:1::/64"],"mtu":1420,"table":"meshd","reservedPorts":["51820/udp"],"dns":{"nameservers":["192.0.2.53"]},"runtimeConfig":{%s}}`
 	for _, c := range []struct{ name, asked, want string }{
 		{"nothing", ``, "ranges 10.244.1.0/24 fd00:10:244:1::/64 dns 192.0.2.53"},
 		{"ips", `"ips":["10.244.1.5/24","fd00:10:244:1::5"]`, "ips 10.244.1.5 fd00:10:244:1::5 ranges"},
@@ -33,6 +33,8 @@ func TestWishes(t *testing.T) {
 		{"a port to two", `"portMappings":[{"hostPort":80,"containerPort":80},{"hostPort":80,"containerPort":81}]`, "leads to both 80 and 81"},
 		{"port 0", `"portMappings":[{"hostPort":0,"containerPort":80}]`, "want 1 to 65535"},
 		{"port too large", `"portMappings":[{"hostPort":80,"containerPort":65536}]`, "want 1 to 65535"},
+		{"a port of the machine", `"portMappings":[{"hostPort":51820,"containerPort":80,"protocol":"udp","hostIP":"192.0.2.1"}]`, "51820/udp is one that this machine itself is reached at"},
+		{"that port of another protocol", `"portMappings":[{"hostPort":51820,"containerPort":80}]`, "ports 51820/TCP→80"},
 		{"protocol", `"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"icmp"}]`, "want tcp, udp or sctp"},
 		{"hostIP", `"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"here"}]`, "want an address of this node"},
 		{"bandwidth", `"bandwidth":{"ingressRate":8000000,"ingressBurst":800000,"egressRate":16000000,"egressBurst":4294967295}`, "to 1000000/100000 from 2000000/200000"},

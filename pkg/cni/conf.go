@@ -20,6 +20,7 @@ type conf struct {
 	types.PluginConf
 	Ranges            []rangeText `json:"ranges"`
 	Reserved          []string    `json:"reserved"`
+	ReservedPorts     []string    `json:"reservedPorts"`
 	MTU               int         `json:"mtu"`
 	DataDir           string      `json:"dataDir"`
 	ReadyFile         string      `json:"readyFile"`
@@ -110,6 +111,9 @@ func (c *conf) complete() error {
 	}
 	if err := validateTable(c.Table); err != nil {
 		return invalid("table", err.Error())
+	}
+	if err := validatePorts(c.ReservedPorts); err != nil {
+		return invalid("reservedPorts", err.Error())
 	}
 	if d := c.HostLocalDir; d != nil && *d != "" && !filepath.IsAbs(*d) {
 		return invalid("hostLocalDir", fmt.Sprintf("%q is not an absolute path", *d))

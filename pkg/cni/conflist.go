@@ -37,6 +37,8 @@ type Network struct {
 	// Table of the firewall in which pods are admitted and have their host
 	// ports; empty for none.
 	Table string
+	// ReservedPorts of this machine are no pod's host ports: "51820/udp".
+	ReservedPorts []string
 }
 
 // conflist is the network configuration list of the CNI specification 1.1,
@@ -50,13 +52,14 @@ type conflist struct {
 }
 
 type conflistPlugin struct {
-	Type         string          `json:"type"`
-	Ranges       []netip.Prefix  `json:"ranges"`
-	MTU          int             `json:"mtu,omitempty"`
-	DataDir      string          `json:"dataDir"`
-	ReadyFile    string          `json:"readyFile,omitempty"`
-	Table        string          `json:"table,omitempty"`
-	Capabilities map[string]bool `json:"capabilities"`
+	Type          string          `json:"type"`
+	Ranges        []netip.Prefix  `json:"ranges"`
+	MTU           int             `json:"mtu,omitempty"`
+	DataDir       string          `json:"dataDir"`
+	ReadyFile     string          `json:"readyFile,omitempty"`
+	Table         string          `json:"table,omitempty"`
+	ReservedPorts []string        `json:"reservedPorts,omitempty"`
+	Capabilities  map[string]bool `json:"capabilities"`
 }
 
 // WriteConflist makes path say n: by temporary file and rename, and only when
@@ -84,7 +87,7 @@ func (n Network) conflist() ([]byte, error) {
 		Name:        n.Name,
 		Plugins: []conflistPlugin{{
 			Type: PluginType, Ranges: n.PodCIDRs, MTU: n.MTU, DataDir: n.DataDir, ReadyFile: n.ReadyFile, Table: n.Table,
-			Capabilities: n.capabilities(),
+			ReservedPorts: n.ReservedPorts, Capabilities: n.capabilities(),
 		}},
 	}
 	text, err := json.MarshalIndent(list, "", "  ")
@@ -121,7 +124,7 @@ func (n Network) validate() error {
 	if !filepath.IsAbs(n.DataDir) {
 		return fmt.Errorf("data directory %q: want an absolute path", n.DataDir)
 	}
-	if err := validateTable(n.Table); err != nil {
+	if err := errors.Join(validateTable(n.Table), validatePorts(n.ReservedPorts)); err != nil {
 		return err
 	}
 	return validateMTU(n.MTU, spans(n.PodCIDRs))

@@ -13,7 +13,7 @@ import (
 
 func TestConflist(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "net.d", "10-meshd.conflist")
-	n := Network{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}, MTU: 1420}
+	n := Network{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}, MTU: 1420, ReservedPorts: []string{"51820/udp"}}
 	changes := func(want bool) {
 		t.Helper()
 		if changed, err := WriteConflist(path, n); err != nil || changed != want {
@@ -43,6 +43,9 @@ func TestConflist(t *testing.T) {
       ],
       "mtu": 1420,
       "dataDir": "/var/lib/meshd/cni",
+      "reservedPorts": [
+        "51820/udp"
+      ],
       "capabilities": {
         "bandwidth": true,
         "io.kubernetes.cri.pod-annotations": true,
@@ -74,6 +77,9 @@ func TestConflistRefusesNonsense(t *testing.T) {
 		"10.0.0.0/8":    {PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}},
 		"want 1280":     {PodCIDRs: cidr, MTU: 1200},
 		"absolute path": {PodCIDRs: cidr, DataDir: "x"},
+		`port "53"`:     {PodCIDRs: cidr, ReservedPorts: []string{"10250/tcp", "53"}},
+		`port "0/udp"`:  {PodCIDRs: cidr, ReservedPorts: []string{"0/udp"}},
+		`port "9/UDP"`:  {PodCIDRs: cidr, ReservedPorts: []string{"9/UDP"}},
 	} {
 		path := filepath.Join(t.TempDir(), "x.conflist")
 		if changed, err := WriteConflist(path, n); err == nil || changed || !strings.Contains(err.Error(), want) {
