@@ -69,6 +69,6 @@ Every flag may stand in /etc/meshd/config.yaml under its own name instead
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(serverCommand(), joinCommand(), agentCommand(), wireguardCommand(), readyCommand(), cleanupCommand(), allocateCommand())
+	root.AddCommand(serverCommand(), joinCommand(), agentCommand(), wireguardCommand(), readyCommand(), cleanupCommand(), allocateCommand(), floorCommand())
 	return root
 }

@@ -336,3 +336,26 @@ type routeOp struct {
 }
 
 func (o routeOp) String() string { return "ip route " + o.verb + " " + o.entry.String() }
+
+// LayFloor adds blackholes for the ranges, where there are none, and touches
+// nothing else.
+func LayFloor(ranges []netip.Prefix) (did []string, err error) {
+	cfg := Config{Device: mesh.Device, Floor: ranges}
+	actual, err := read(cfg)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, e := range wanted(cfg, actual) {
+		if slices.Contains(actual.routes, e) {
+			continue
+		}
+		op := routeOp{verb: "add", entry: e}
+		if err := op.do(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", op, err))
+			continue
+		}
+		did = append(did, op.String())
+	}
+	return did, errors.Join(errs...)
+}

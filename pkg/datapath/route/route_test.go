@@ -250,3 +250,20 @@ func TestPathMTU(t *testing.T) {
 		t.Errorf("DefaultMTU = %d, want 9000", got)
 	}
 }
+
+// The floor alone, as at boot: added once, nothing else touched, and adopted by
+// what comes later.
+func TestLayFloor(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, "ip route add blackhole 10.9.0.0/16 proto 77 metric 16777216; ip route add 10.8.0.0/16 via 192.0.2.254")
+	for i, want := range []int{2, 0} {
+		did, err := LayFloor([]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")})
+		if err != nil || len(did) != want {
+			t.Errorf("time %d: did %q, %v; want %d routes", i+1, did, err, want)
+		}
+	}
+	out := testns.Sh(t, "ip route get 10.244.2.9 2>&1 || true; ip route get fd00:10:244:2::9 2>&1 || true; ip route show proto 77; ip route get 10.8.0.1")
+	if strings.Count(out, "Invalid argument") != 2 || !strings.Contains(out, "blackhole 10.9.0.0/16") || !strings.Contains(out, "via 192.0.2.254") {
+		t.Errorf("routes:\n%s", out)
+	}
+}
