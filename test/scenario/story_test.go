@@ -80,6 +80,8 @@ func TestWholeLine(t *testing.T) {
 
 func TestTokens(t *testing.T) { tell(t, newWorld(t), story.Tokens()) }
 
+func TestAttached(t *testing.T) { tell(t, newWorld(t), story.Attached()) }
+
 func TestPowerCut(t *testing.T) { tell(t, newWorld(t), story.PowerCut()) }
 
 func TestKubectl(t *testing.T) { tell(t, newWorld(t), story.Kubectl()) }
