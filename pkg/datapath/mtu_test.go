@@ -75,8 +75,8 @@ func (m *machine) pour(t *testing.T, pod int, to string) <-chan time.Time {
 	return portions
 }
 
-// flows waits for n portions after a moment, and says when the first came.
-func flows(t *testing.T, what string, portions <-chan time.Time, after time.Time, n int) time.Duration {
+// goesOn waits for n portions after a moment, and says when the first came.
+func goesOn(t *testing.T, what string, portions <-chan time.Time, after time.Time, n int) time.Duration {
 	t.Helper()
 	limit := time.After(30 * time.Second)
 	var first time.Time
@@ -136,7 +136,7 @@ func TestBlackHole(t *testing.T) {
 				{"IPv6 pods, the other way", b, "[" + a.podAddr6(2) + "]:90"},
 			} {
 				portions := dir.from.pour(t, 2, dir.to)
-				flows(t, dir.name, portions, time.Now(), 8)
+				goesOn(t, dir.name, portions, time.Now(), 8)
 				if got := mtu(dir.from); got != 1420 {
 					t.Errorf("%s: MTU %d before, want 1420", dir.name, got)
 				}
@@ -155,7 +155,7 @@ func TestBlackHole(t *testing.T) {
 					return nil
 				})
 				fell := time.Since(hole)
-				again := flows(t, dir.name+", through the hole", portions, time.Now(), 8) + fell
+				again := goesOn(t, dir.name+", through the hole", portions, time.Now(), 8) + fell
 				t.Logf("%s, %s: MTU lowered %d ms after the hole, 2 MB more %d ms after it", c.underlay, dir.name, fell.Milliseconds(), again.Milliseconds())
 				eventually(t, "the best MTU is found", func() error {
 					overhead := map[bool]int{true: 80, false: 60}[strings.HasPrefix(c.endpointB, "[")]

@@ -1,7 +1,7 @@
 // Command bench measures what meshd promises and prints one table. Every figure
 // that depends on the machine stands beside a reference of the same run.
 //
-//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput,restart,tunnel,peers] [-rounds N]
+//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput,restart,nocut,tunnel,peers] [-rounds N]
 package main
 
 import (
@@ -41,9 +41,9 @@ type experiment struct {
 }
 
 type options struct {
-	kills, losses, attaches, burst, rounds int
-	bin                                    string
-	seconds                                time.Duration
+	kills, restarts, losses, attaches, burst, rounds int
+	bin                                              string
+	seconds                                          time.Duration
 }
 
 // Experiments without a cluster, on one machine, and on three with the
@@ -51,18 +51,22 @@ type options struct {
 var (
 	onNone  = []experiment{{"tunnel", tunnel}, {"peers", peers}}
 	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"crash", crash}}
-	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"loss", loss}}
+	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"loss", loss}}
 )
 
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "cni" { // inside a machine, see cni.go
 		return attachInside(ctx, args[1:])
 	}
+	if len(args) > 1 && args[0] == "flows" { // inside a machine, see nocut.go
+		return flowsInside(ctx, args[1:])
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{}
 	flags.StringVar(&o.bin, "bin", "bin", "folder of meshd, meshctl, mesh and bench; in its folder tools the others")
 	only := flags.String("only", "", "names of experiments, separated by commas")
 	flags.IntVar(&o.kills, "kills", 50, "containers to kill")
+	flags.IntVar(&o.restarts, "restarts", 100, "restarts of meshd under flows")
 	flags.IntVar(&o.losses, "losses", 5, "power cuts")
 	flags.IntVar(&o.attaches, "attaches", 200, "pods to attach and detach one after the other, a plugin")
 	flags.IntVar(&o.burst, "burst", 100, "pods to attach and detach at once, a plugin")

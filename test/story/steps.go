@@ -497,6 +497,15 @@ func (w *World) restartMeshd(ctx context.Context, name string) error {
 	if err := netlab.Kill(ctx, w.meshd[name]); err != nil {
 		return err
 	}
+	return w.ReviveMeshd(ctx, name)
+}
+
+// Meshd is the process of a machine's meshd.
+func (w *World) Meshd(name string) int { return w.meshd[name] }
+
+// ReviveMeshd starts a machine's meshd that ended as its init would, and waits
+// until it is healthy again.
+func (w *World) ReviveMeshd(ctx context.Context, name string) error {
 	if name == "m1" {
 		if err := w.StartServer(ctx); err != nil {
 			return err

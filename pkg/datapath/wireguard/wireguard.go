@@ -92,7 +92,7 @@ type Options struct {
 	// Served says that somebody else starts the process of the device Name;
 	// SpawnUserspace is then for its Second alone.
 	Served bool
-	Log            *slog.Logger
+	Log    *slog.Logger
 }
 
 // Device is one WireGuard device. Use New. Its methods may be called from any
