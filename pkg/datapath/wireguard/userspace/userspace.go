@@ -210,10 +210,8 @@ func useOffloads(l *link.Device, b *bind, log *slog.Logger) {
 }
 
 func newEngine(link tun.Device, bind *bind, log *slog.Logger) *device.Device {
-	logger := &device.Logger{
-		Verbosef: device.DiscardLogf,
-		Errorf:   func(format string, args ...any) { log.Warn(fmt.Sprintf(format, args...)) },
-	}
+	said := &complaints{log: log, kinds: map[string]kind{}}
+	logger := &device.Logger{Verbosef: device.DiscardLogf, Errorf: said.errorf}
 	// Short queues bound the memory a burst may take.
 	queue := min(device.DefaultQueueInboundSize, max(2, runtime.NumCPU()))
 	return device.NewDevice(link, bind, logger,
