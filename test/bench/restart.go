@@ -26,14 +26,14 @@ func restart(ctx context.Context, w *story.World, o options) ([]row, error) {
 	} {
 		var gaps []time.Duration
 		for range o.rounds {
-			out, err := w.Machine("m1").Run(ctx, "sh", "-ec", fmt.Sprintf(`ping -n -D -i 0.001 -w 5 %s >/tmp/ping &
+			out, err := w.Machine("m1").Run(ctx, "sh", "-ec", fmt.Sprintf(`ping -n -D -i 0.001 -w %d %s >/tmp/ping &
 				ping=$!; sleep 2
 				%s
-				wait $ping || true; cat /tmp/ping; rm /tmp/ping`, to, way.script))
+				wait $ping || true; cat /tmp/ping; rm /tmp/ping`, int(asking.Seconds()), to, way.script))
 			if err != nil {
 				return nil, err
 			}
-			gap, answers := longestGap(out)
+			gap, answers := longestGap(out, asking)
 			if answers < 1000 {
 				return nil, fmt.Errorf("tunnel process %s: %d answers: %s", way.name, answers, out[max(0, len(out)-300):])
 			}
@@ -45,9 +45,14 @@ func restart(ctx context.Context, w *story.World, o options) ([]row, error) {
 	return rows, nil
 }
 
-// longestGap between lines of ping -D, which begin with [seconds since 1970].
-func longestGap(out string) (longest time.Duration, answers int) {
-	var last float64
+// asking is how long is asked.
+const asking = 5 * time.Second
+
+// longestGap between lines of ping -D, which begin with [seconds since 1970],
+// and between the last one and the end of the time that was asked for.
+func longestGap(out string, asked time.Duration) (longest time.Duration, answers int) {
+	var first, last float64
+	gap := func(until float64) { longest = max(longest, time.Duration((until-last)*float64(time.Second))) }
 	for line := range strings.Lines(out) {
 		stamp, rest, ok := strings.Cut(strings.TrimPrefix(line, "["), "]")
 		if !ok || !strings.Contains(rest, "time=") {
@@ -57,10 +62,14 @@ func longestGap(out string) (longest time.Duration, answers int) {
 		if err != nil {
 			continue
 		}
-		if answers++; last > 0 {
-			longest = max(longest, time.Duration((now-last)*float64(time.Second)))
+		if answers++; answers == 1 {
+			first, last = now, now
 		}
+		gap(now)
 		last = now
+	}
+	if answers > 0 {
+		gap(first + asked.Seconds())
 	}
 	return longest, answers
 }
