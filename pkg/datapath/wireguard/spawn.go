@@ -108,19 +108,28 @@ func (d *Device) ready(ctx context.Context, log string) error {
 	}
 }
 
-// reap buries our child if it died, and reports whether it did.
+// reap buries our child if it died though it is needed, and reports whether it
+// did.
 func (d *Device) reap() bool {
-	if d.child == 0 {
-		return false
+	pid := d.child
+	ws, died := d.bury()
+	if died {
+		d.opts.Log.Warn("userspace device died", "device", d.opts.Name, "pid", pid, "status", int(ws))
 	}
-	var ws unix.WaitStatus
+	return died
+}
+
+// bury our child if it died.
+func (d *Device) bury() (ws unix.WaitStatus, died bool) {
+	if d.child == 0 {
+		return 0, false
+	}
 	pid, err := unix.Wait4(d.child, &ws, unix.WNOHANG, nil)
 	if pid == 0 && err == nil || errors.Is(err, unix.EINTR) {
-		return false
+		return 0, false
 	}
-	d.opts.Log.Warn("userspace device died", "device", d.opts.Name, "pid", d.child, "status", int(ws))
 	d.child = 0
-	return true
+	return ws, true
 }
 
 // processGone reports whether no process holds the lock of the device: the

@@ -167,6 +167,7 @@ func (d *Device) Remove(ctx context.Context) error {
 	op := deleteOp{d.opts.Name}
 	there, err := d.exists()
 	if err != nil || !there {
+		d.bury() // what was taken away a round ago
 		return err
 	}
 	if err := op.do(ctx, d); err != nil {

@@ -329,6 +329,32 @@ func TestUserspaceProcess(t *testing.T) {
 }
 
 // What is missing is said.
+// A device that is removed leaves no process, not even a dead one.
+func TestRemove(t *testing.T) {
+	if testns.Backend(t) == "kernel" {
+		t.Skip("the kernel's device has no process")
+	}
+	testns.New(t)
+	d, _ := device(t, "wgr")
+	apply(t, d, config())
+	pid := strings.TrimSpace(testns.Sh(t, "cat "+wireguard.LockPath("wgr")))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if err := d.Remove(t.Context()); err != nil { // in each round
+			t.Fatal(err)
+		}
+		stat, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %s is still there: %s", pid, stat)
+		}
+	}
+	if plan, err := d.PlanRemove(); err != nil || len(plan) > 0 {
+		t.Errorf("still to remove: %q, %v", plan, err)
+	}
+}
+
 func TestWithoutAnyWireGuard(t *testing.T) {
 	testns.New(t)
 	if testns.Backend(t) == "kernel" {
