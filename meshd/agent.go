@@ -128,7 +128,7 @@ func runAgent(ctx context.Context, cfg agentConfig) error {
 		cluster: ranges{pods: cfg.podCIDRs, services: cfg.serviceCIDRs, domain: cfg.ClusterDomain},
 	}
 	n.guest = &guest{node: n, cfg: cfg}
-	if err := n.build(n.newDatapath, n.newDNS); err != nil {
+	if err := n.build(n.newDatapath, n.newExchange, n.newDNS); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)

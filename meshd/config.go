@@ -27,21 +27,22 @@ const defaultConfigFile = "/etc/meshd/config.yaml"
 
 // nodeConfig is what every machine of a cluster has.
 type nodeConfig struct {
-	NodeName   string
-	NodeIPs    []string
-	NodeLabels map[string]string
-	DataDir    string
-	RunDir     string
-	CRI        string
-	CNIConfDir string
-	CNIBinDir  string
-	CNIPlugin  string
-	CNIConf    string
-	ListenPort int
-	AgentPort  int
-	ResolvConf string
-	LogLevel   string
-	NoOffloads bool
+	NodeName    string
+	NodeIPs     []string
+	NodeLabels  map[string]string
+	DataDir     string
+	RunDir      string
+	CRI         string
+	CNIConfDir  string
+	CNIBinDir   string
+	CNIPlugin   string
+	CNIConf     string
+	ListenPort  int
+	KeyRotation time.Duration
+	AgentPort   int
+	ResolvConf  string
+	LogLevel    string
+	NoOffloads  bool
 
 	Endpoints []string
 
@@ -53,7 +54,7 @@ type nodeConfig struct {
 // ownPorts are where this machine is reached; a pod that took one as its host
 // port would cut it off.
 func (c *nodeConfig) ownPorts() []string {
-	ports := []string{fmt.Sprintf("%d/udp", c.ListenPort)}
+	ports := []string{fmt.Sprintf("%d/udp", c.ListenPort), fmt.Sprintf("%d/udp", c.ListenPort+1), fmt.Sprintf("%d/tcp", c.ListenPort)}
 	if c.AgentPort != 0 { // else a kubelet's
 		ports = append(ports, fmt.Sprintf("%d/tcp", c.AgentPort))
 	}
@@ -103,6 +104,7 @@ func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "", "our CNI plugin, to be installed there (default the file mesh beside this program)")
 	f.StringSliceVar(&c.Endpoints, "endpoint", nil, "address:port at which the other machines reach this one's tunnel, before --node-ip and the addresses of its links; as an address translator forwards it")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
+	f.DurationVar(&c.KeyRotation, "key-rotation", 0, "how often to change the tunnels' key; 0 only when told by meshctl keys rotate")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -246,8 +248,11 @@ func (c *nodeConfig) completeNetwork() error {
 		}
 		c.endpoints = append(c.endpoints, netip.AddrPortFrom(e.Addr().Unmap(), e.Port()))
 	}
-	if c.ListenPort < 1 || c.ListenPort > 65535 {
-		return fmt.Errorf("--listen-port %d: want 1 to 65535", c.ListenPort)
+	if c.KeyRotation != 0 && c.KeyRotation < minKeyRotation {
+		return fmt.Errorf("--key-rotation %s: want at least %s, or 0 for never by itself", c.KeyRotation, minKeyRotation)
+	}
+	if c.ListenPort < 1 || c.ListenPort > 65534 {
+		return fmt.Errorf("--listen-port %d: want 1 to 65534, for the port behind it is used while a key changes", c.ListenPort)
 	}
 	c.CNIConf = cmp.Or(c.CNIConf, "10"+conflistSuffix)
 	if !strings.HasSuffix(c.CNIConf, conflistSuffix) || c.CNIConf != filepath.Base(c.CNIConf) {

@@ -61,7 +61,7 @@ func TestComplete(t *testing.T) {
 		{"a bad name", []string{"--node-name", "M_1"}, `node name "M_1"`},
 		{"a bad address", []string{"--node-ip", "host"}, `--node-ip "host": want an IPv4 or IPv6 address`},
 		{"no port", []string{"--listen", "6443"}, `--listen "6443": want address:port`},
-		{"a port out of range", []string{"--listen-port", "70000"}, "want 1 to 65535"},
+		{"a port out of range", []string{"--listen-port", "70000"}, "want 1 to 65534"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var cfg serverConfig
@@ -99,9 +99,9 @@ func TestOwnPorts(t *testing.T) {
 		cfg  nodeConfig
 		want string
 	}{
-		{"server", nodeConfig{ListenPort: 51820, AgentPort: 10250, apiPort: 6443}, "51820/udp 10250/tcp 6443/tcp"},
-		{"node", nodeConfig{ListenPort: 51999, AgentPort: 10251}, "51999/udp 10251/tcp"},
-		{"node of somebody else's Kubernetes", nodeConfig{ListenPort: 51820}, "51820/udp"},
+		{"server", nodeConfig{ListenPort: 51820, AgentPort: 10250, apiPort: 6443}, "51820/udp 51821/udp 51820/tcp 10250/tcp 6443/tcp"},
+		{"node", nodeConfig{ListenPort: 51999, AgentPort: 10251}, "51999/udp 52000/udp 51999/tcp 10251/tcp"},
+		{"node of somebody else's Kubernetes", nodeConfig{ListenPort: 51820}, "51820/udp 51821/udp 51820/tcp"},
 	} {
 		if got := strings.Join(c.cfg.ownPorts(), " "); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

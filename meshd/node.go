@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +23,7 @@ import (
 	"meshd.dev/pkg/agent/runtime"
 	"meshd.dev/pkg/cni"
 	"meshd.dev/pkg/datapath"
+	"meshd.dev/pkg/exchange"
 	"meshd.dev/pkg/join"
 	"meshd.dev/pkg/kube"
 	"meshd.dev/pkg/mesh"
@@ -54,11 +54,13 @@ type node struct {
 	board   *status.Board
 	started time.Time
 
-	api        kubernetes.Interface
-	window     *kube.Window
+	api    kubernetes.Interface
+	window *kube.Window
+	// publishing tells the peers of this node.
 	publishing *reconcile.Loop
 	published  bool // once; of the loop alone
 	datapath   *datapath.Datapath
+	exchange   *exchange.Exchange
 	index      *index.Index
 	dns        *coredns.Server
 
@@ -97,7 +99,7 @@ func newNode(cfg nodeConfig, role string, log *slog.Logger) (*node, error) {
 	if n.client, err = n.creds.Config(); err != nil {
 		return nil, err
 	}
-	return n, n.build(n.newDatapath, n.newDNS, n.newAgent)
+	return n, n.build(n.newDatapath, n.newExchange, n.newDNS, n.newAgent)
 }
 
 // build makes the window on the cluster, and then the parts that look through
@@ -114,6 +116,13 @@ func (n *node) build(parts ...func() error) error {
 		Client: n.api, CacheFile: n.cfg.state("node", "state.json"), ServiceCIDRs: n.guest != nil,
 		Board: n.board, Log: n.log.With("part", "kube"),
 	})
+	n.publishing = reconcile.New(reconcile.Config{
+		Name: "publish", Do: n.publish, Resync: publishResync, Log: n.log,
+		Report: func(err error) {
+			n.board.Report("kube/publish", err, "peers cannot reach this node before its key is on its Node object; is the API up?")
+		},
+	})
+	n.window.Subscribe(n.publishing.Kick)
 	for _, build := range parts {
 		if err := build(); err != nil {
 			return err
@@ -140,6 +149,9 @@ func (n *node) newDatapath() error {
 		Source:         n.window,
 		OnReady:        n.networkReady,
 		OnEndpoints:    func() { n.publishing.Kick() },
+		KeyRotation:    n.cfg.KeyRotation,
+		PSK:            n.psk,
+		OnKeys:         n.keysChanged,
 		Board:          n.board,
 		Log:            n.log.With("part", "datapath"),
 	}
@@ -283,18 +295,12 @@ func (n *node) resolvers() []netip.Addr {
 // run runs everything until ctx ends or a part fails.
 func (n *node) run(ctx context.Context, group *errgroup.Group) {
 	n.hostConfig()
-	n.publishing = reconcile.New(reconcile.Config{
-		Name: "publish", Do: n.publish, Resync: publishResync, Log: n.log,
-		Report: func(err error) {
-			n.board.Report("kube/publish", err, "peers cannot reach this node before its key is on its Node object; is the API up?")
-		},
-	})
-	n.window.Subscribe(n.publishing.Kick)
 	parts := map[string]func(context.Context) error{
 		"kube":     n.window.Run,
 		"datapath": n.datapath.Run,
 		"dns":      n.dns.Run,
 		"publish":  n.publishing.Run,
+		"exchange": n.exchange.Run,
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
 		"pods":     n.watchPods,
@@ -319,12 +325,10 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 // publish tells the peers our key and where to reach us, and waits quietly
 // for the node to be registered first.
 func (n *node) publish(ctx context.Context) error {
-	record := kube.Record{PublicKey: n.datapath.PublicKey()}
-	first := slices.Clone(n.cfg.endpoints)
-	for _, a := range n.addresses() {
-		first = append(first, netip.AddrPortFrom(a, uint16(n.cfg.ListenPort)))
+	record, known := n.record()
+	if !known {
+		return nil // the datapath will kick
 	}
-	record.Endpoints = n.datapath.Endpoints(first...)
 	if state := n.window.State(); n.published && state != nil { // the watch tells when that is no longer so
 		if self, _ := state.Node(n.cfg.NodeName); record.Stands(self) {
 			return nil
@@ -362,6 +366,9 @@ func (n *node) serveStatus(ctx context.Context) error {
 	return status.Serve(ctx, filepath.Join(n.cfg.RunDir, "meshd.sock"), map[string]func() any{
 		"/status": func() any { return n.document() },
 		"/plan":   func() any { return n.plan() },
+		"/keys":   func() any { return n.keys() },
+
+		"POST /keys/rotate": n.rotate,
 	})
 }
 

@@ -105,6 +105,6 @@ func newCommand() *cobra.Command {
 	f.StringVar(&w.dataDir, "data-dir", "/var/lib/meshd", "state folder of meshd")
 	f.StringVar(&w.runDir, "run-dir", "/run/meshd", "folder of meshd's sockets")
 	f.StringVar(&w.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster (default KUBECONFIG, then the administrator's or the node's below --data-dir)")
-	root.AddCommand(statusCommand(w), tokenCommand(w), kubectlCommand(w), planCommand(w), podsCommand(w), gcCommand(w))
+	root.AddCommand(statusCommand(w), tokenCommand(w), kubectlCommand(w), planCommand(w), podsCommand(w), keysCommand(w), gcCommand(w))
 	return root
 }

@@ -39,11 +39,21 @@ type Options struct {
 	Second string
 	// OverSecond are the nodes to send to over the second device.
 	OverSecond map[string]bool
-	// PSK of two keys, ours and a node's. When it says why, there is to be no
-	// tunnel between these keys yet. Nil: no pair has one.
-	PSK func(node mesh.Node, own, peer mesh.Key) (psk wireguard.Secret, why string)
+	// PSK of two keys, ours and a node's. Nil: no pair has one.
+	PSK func(node mesh.Node, own, peer mesh.Key) PSK
+	// OnDevice reports whether a key is a peer of the device now.
+	OnDevice func(mesh.Key) bool
 
 	memo *memo
+}
+
+// PSK is the preshared key of two keys.
+type PSK struct {
+	Secret wireguard.Secret
+	// Wait says why there shall be no tunnel between the keys yet.
+	Wait string
+	// Firm: not even the one that is there, without a preshared key.
+	Firm bool
 }
 
 // Wish is what the kernel of one node shall look like.
@@ -143,10 +153,7 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 		node   string
 	}
 	var claims []claim
-	keys := map[mesh.Key]string{}
-	for _, k := range []mesh.Key{c.opts.Keys.Current, c.opts.Keys.Next} {
-		keys[k] = c.self
-	}
+	keys := c.owners(state)
 	accept := func(n mesh.Node) bool {
 		if other, ok := twin(keys, n); ok {
 			c.problem(n.Name, fmt.Sprintf("has the same public key as node %s", other),
@@ -162,7 +169,6 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 				}
 			}
 		}
-		keys[n.PublicKey], keys[n.NextKey] = n.Name, n.Name
 		for _, p := range n.PodCIDRs {
 			claims = append(claims, claim{p, n.Name})
 		}
@@ -176,6 +182,20 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 		}
 	}
 	return nodes
+}
+
+// owners of keys: of two nodes with the same the first, and of a next key the
+// node that has it as its current one.
+func (c *computation) owners(state *mesh.State) map[mesh.Key]string {
+	keys := map[mesh.Key]string{c.opts.Keys.Current: c.self, c.opts.Keys.Next: c.self, c.me.PublicKey: c.self}
+	for _, of := range []func(mesh.Node) mesh.Key{func(n mesh.Node) mesh.Key { return n.PublicKey }, func(n mesh.Node) mesh.Key { return n.NextKey }} {
+		for _, n := range state.Nodes {
+			if _, taken := keys[of(n)]; !taken {
+				keys[of(n)] = n.Name
+			}
+		}
+	}
+	return keys
 }
 
 // twin is another node that has one of the keys of n.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 
 	"meshd.dev/pkg/datapath/firewall"
 	"meshd.dev/pkg/datapath/path"
+	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
 )
 
@@ -35,7 +37,12 @@ func (w Wish) text() string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, strings.TrimRight(format, " ")+"\n", args...) }
 	line("pod CIDRs %v", w.PodCIDRs)
 	line("device listen %d mtu %d", w.WireGuard.ListenPort, w.WireGuard.MTU)
-	for _, p := range w.WireGuard.Peers {
+	peers := slices.Clone(w.WireGuard.Peers)
+	if w.Second != nil {
+		line("second device listen %d mtu %d", w.Second.ListenPort, w.Second.MTU)
+		peers = append(peers, w.Second.Peers...)
+	}
+	for i, p := range peers {
 		endpoint := "none"
 		if p.Endpoint.IsValid() {
 			endpoint = p.Endpoint.String()
@@ -44,6 +51,15 @@ func (w Wish) text() string {
 		if p.Keepalive > 0 {
 			extra += fmt.Sprintf(" keepalive %s", p.Keepalive)
 		}
+		if !p.PSK.IsZero() {
+			extra += fmt.Sprintf(" psk %d", p.PSK[0])
+		}
+		if w.Second != nil {
+			extra += fmt.Sprintf(" key %d", p.Key[0])
+		}
+		if i >= len(w.WireGuard.Peers) {
+			extra += " second"
+		}
 		if p.Fresh > 0 {
 			extra += fmt.Sprintf(" session %d", p.Fresh)
 		}
@@ -51,7 +67,11 @@ func (w Wish) text() string {
 	}
 	line("addresses %v", w.Route.Addrs)
 	for _, r := range w.Route.Routes {
-		line("route %s dev %s src %s mtu %d", r.Dst, w.Route.Device, r.Src, r.MTU)
+		dev := w.Route.Device
+		if r.Second {
+			dev = w.Route.Second
+		}
+		line("route %s dev %s src %s mtu %d", r.Dst, dev, r.Src, r.MTU)
 	}
 	for _, t := range w.Targets {
 		line("probe %s at %s, endpoints %v", t.Node, t.Remote, t.Endpoints)
@@ -123,6 +143,34 @@ func TestCompute(t *testing.T) {
 				return 9000
 			}
 		}},
+		{"we leave our key, and send to b over the second device", func(s *mesh.State, o *Options) {
+			o.Keys = wireguard.Keys{Current: testKey(1), Next: testKey(11)}
+			o.OverSecond = map[string]bool{"b": true}
+		}},
+		{"b leaves its key, c returns to its first device", func(s *mesh.State, o *Options) {
+			s.Nodes[1].NextKey, s.Nodes[1].NextPort = testKey(12), 51821
+			s.Nodes[2].NextKey, s.Nodes[2].NextPort = testKey(3), 4444
+			o.OverSecond = map[string]bool{"b": true, "d": true} // there is none to d
+		}},
+		{"a next key that another has", func(s *mesh.State, o *Options) {
+			s.Nodes[1].NextKey, s.Nodes[1].NextPort = testKey(1), 51821
+			s.Nodes[2].NextKey, s.Nodes[2].NextPort = testKey(4), 51821
+		}},
+		{"preshared keys", func(s *mesh.State, o *Options) {
+			s.Nodes[1].NextKey, s.Nodes[1].NextPort = testKey(12), 51821
+			o.OnDevice = func(k mesh.Key) bool { return k == testKey(3) || k == testKey(4) }
+			o.PSK = func(n mesh.Node, own, peer mesh.Key) PSK {
+				switch peer {
+				case testKey(2):
+					return PSK{Secret: wireguard.Secret{own[0] + 10*peer[0]}}
+				case testKey(12):
+					return PSK{Wait: "not agreed yet", Firm: true}
+				case testKey(3): // it is there without one, and goes on
+					return PSK{Wait: "its preshared key is being agreed"}
+				}
+				return PSK{Wait: "it had one", Firm: true}
+			}
+		}},
 		{"services", func(s *mesh.State, o *Options) {
 			s.Nodes = s.Nodes[:2]
 			o.ServiceCIDRs = []netip.Prefix{prefix("10.96.0.0/16")}
@@ -152,7 +200,7 @@ func TestCompute(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			state := &mesh.State{Nodes: []mesh.Node{testNode("a", 1), testNode("b", 2), testNode("c", 3), testNode("d", 4)}}
-			opts := Options{Device: "mesh0", ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: func(a netip.Addr) int {
+			opts := Options{Device: "mesh0", Second: "mesh0-next", Keys: wireguard.Keys{Current: testKey(1)}, ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: func(a netip.Addr) int {
 				if a.Is6() {
 					return 0
 				}

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -72,7 +73,7 @@ type Config struct {
 	// KeyRotation is how often the node changes its key; 0: when told.
 	KeyRotation time.Duration
 	// PSK of two keys, see Options. Optional.
-	PSK func(node mesh.Node, own, peer mesh.Key) (psk wireguard.Secret, why string)
+	PSK func(node mesh.Node, own, peer mesh.Key) PSK
 	// OnKeys is called when Published changed. It must not block. Optional.
 	OnKeys func()
 	// SpawnUserspace is the command that serves a userspace device; the name
@@ -242,9 +243,18 @@ func (d *Datapath) wish(state *mesh.State, keys wireguard.Keys, over map[string]
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device), OwnAddresses: route.OwnAddresses(),
 		Paths: d.paths.Choices(),
-		Keys:  keys, Second: d.cfg.Device + mesh.SecondSuffix, OverSecond: over, PSK: d.cfg.PSK,
+		Keys:  keys, Second: d.cfg.Device + mesh.SecondSuffix, OverSecond: over, PSK: d.cfg.PSK, OnDevice: d.onDevice(),
 		memo: m,
 	})
+}
+
+// onDevice looks at the device when it is asked first.
+func (d *Datapath) onDevice() func(mesh.Key) bool {
+	peers := sync.OnceValue(func() map[mesh.Key]wireguard.Stats {
+		stats, _, _ := d.device.Stats() // none: nothing to keep
+		return stats
+	})
+	return func(k mesh.Key) bool { _, ok := peers()[k]; return ok }
 }
 
 // apply is one round. The parts do not wait for each other's success, except
@@ -304,7 +314,9 @@ func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err
 	device := d.device.Apply(ctx, wish.WireGuard)
 	d.cfg.Board.Report("datapath/device", device, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
 	if wish.Second != nil {
-		device = errors.Join(device, d.second.Apply(ctx, *wish.Second))
+		// Without it keys cannot change; all else goes on.
+		err := d.second.Apply(ctx, *wish.Second)
+		d.cfg.Board.Report("datapath/second", err, "another node's key cannot change before this stands: see the log of meshd and what listens on UDP port "+fmt.Sprint(d.SecondPort()))
 	}
 	if errors.Is(routes, route.ErrNoDevice) || wish.Second != nil {
 		var more []string
@@ -313,6 +325,7 @@ func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err
 	}
 	if wish.Second == nil && routes == nil {
 		device = errors.Join(device, d.second.Remove(ctx))
+		d.cfg.Board.Clear("datapath/second")
 	}
 	d.cfg.Board.Report("datapath/routes", routes, fmt.Sprintf("see `ip route show proto %d` and `ip address show %s`", mesh.RouteProtocol, d.cfg.Device))
 	return did, errors.Join(device, routes)

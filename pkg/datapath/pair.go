@@ -84,9 +84,12 @@ func (c *computation) settleSecond(nodes []mesh.Node) {
 // preshared key they need.
 func (c *computation) addTunnel(cfg *wireguard.Config, n mesh.Node, t tunnel) (why string) {
 	if c.opts.PSK != nil {
-		if t.PSK, why = c.opts.PSK(n, t.own, t.Key); why != "" {
-			return why
+		psk := c.opts.PSK(n, t.own, t.Key)
+		goesOn := !psk.Firm && cfg == &c.wish.WireGuard && c.opts.OnDevice != nil && c.opts.OnDevice(t.Key)
+		if psk.Wait != "" && !goesOn {
+			return psk.Wait
 		}
+		t.PSK = psk.Secret
 	}
 	cfg.Peers = append(cfg.Peers, t.Peer)
 	return ""

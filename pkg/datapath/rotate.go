@@ -202,7 +202,8 @@ func overSecond(own wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time
 func (d *Datapath) turn(state *mesh.State, now time.Time) (wireguard.Keys, map[string]bool, error) {
 	ring := d.device.Ring()
 	keys := ring.Keys()
-	wanted := d.wantsRotation(keys, now)
+	me, _ := state.Node(d.cfg.Node)
+	wanted := d.wantsRotation(keys, me.LeaveKey, now)
 	others, changing := d.others(state, keys)
 	if !changing && !wanted {
 		d.rotation.set(nil)
@@ -240,9 +241,16 @@ func newestOwn(k wireguard.Keys) mesh.Key {
 	return k.Next
 }
 
-func (d *Datapath) wantsRotation(keys wireguard.Keys, now time.Time) bool {
+// wantsRotation: somebody said so here, or on the Node object, or it is time.
+func (d *Datapath) wantsRotation(keys wireguard.Keys, leave mesh.Key, now time.Time) bool {
 	d.rotation.mu.Lock()
 	defer d.rotation.mu.Unlock()
+	if keys.Stage() != wireguard.Steady {
+		return d.rotation.wanted
+	}
+	if leave == keys.Current {
+		d.rotation.wanted = true
+	}
 	if d.cfg.KeyRotation > 0 && !now.Before(dueAt(d.cfg.Node, keys, d.cfg.KeyRotation)) {
 		d.rotation.wanted = true
 	}

@@ -54,6 +54,7 @@ func NodeOf(n *corev1.Node) (mesh.Node, error) {
 	}
 	read(mesh.AnnotationPublicKey, func(text string) (err error) { node.PublicKey, err = mesh.ParseKey(text); return err })
 	read(mesh.AnnotationNextKey, func(text string) (err error) { node.NextKey, node.NextPort, err = parseNextKey(text); return err })
+	read(mesh.AnnotationRotateKey, func(text string) (err error) { node.LeaveKey, err = mesh.ParseKey(text); return err })
 	read(mesh.AnnotationKeyExchange, func(text string) (err error) { node.Exchange, err = parseExchange(text); return err })
 	endpoints, err := parseEndpoints(n.Annotations[mesh.AnnotationEndpoints])
 	if err != nil {

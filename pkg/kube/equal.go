@@ -13,7 +13,7 @@ func same(a, b *mesh.State) bool {
 }
 
 func equalNode(a, b mesh.Node) bool {
-	return a.Name == b.Name && a.UID == b.UID && a.PublicKey == b.PublicKey && a.NextKey == b.NextKey && a.NextPort == b.NextPort &&
+	return a.Name == b.Name && a.UID == b.UID && a.PublicKey == b.PublicKey && a.NextKey == b.NextKey && a.NextPort == b.NextPort && a.LeaveKey == b.LeaveKey &&
 		a.Exchange == b.Exchange && a.Ready == b.Ready &&
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Endpoints, b.Endpoints)
 }

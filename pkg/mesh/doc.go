@@ -44,6 +44,9 @@ const (
 	// changes to and the UDP port it is reached at, "KEY PORT". The same key as
 	// AnnotationPublicKey: it changed, and returns to its first device.
 	AnnotationNextKey = "meshd.dev/next-key"
+	// AnnotationRotateKey has the node change its key if that is this one. An
+	// administrator writes it.
+	AnnotationRotateKey = "meshd.dev/rotate-key"
 	// AnnotationKeyExchange says how peers talk with the node about keys: a
 	// TCP port and the SHA-256 of its TLS public key in hex, "PORT PIN".
 	AnnotationKeyExchange = "meshd.dev/key-exchange"

@@ -72,6 +72,8 @@ type Node struct {
 	// at NextPort of the same addresses.
 	NextKey  Key
 	NextPort uint16
+	// LeaveKey is a key the node shall change, if it still has it.
+	LeaveKey Key
 	// Exchange is how to talk with it about keys; zero: not at all.
 	Exchange Exchange
 	// Endpoints of its tunnel on the underlay, preferred first.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -195,7 +196,10 @@ func Serve(ctx context.Context, path string, pages map[string]func() any) error 
 	}
 	mux := http.NewServeMux()
 	for page, get := range pages {
-		mux.HandleFunc("GET "+page, func(w http.ResponseWriter, _ *http.Request) {
+		if !strings.Contains(page, " ") {
+			page = "GET " + page
+		}
+		mux.HandleFunc(page, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_ = json.NewEncoder(w).Encode(get())
 		})
@@ -209,14 +213,19 @@ func Serve(ctx context.Context, path string, pages map[string]func() any) error 
 	return nil
 }
 
-// Fetch reads page from the socket at path into v.
+// Fetch reads page from the socket at path into v. A page that changes
+// something has its method in front of it: "POST /keys/rotate".
 func Fetch(ctx context.Context, path, page string, v any) error {
+	method, at, found := strings.Cut(page, " ")
+	if !found {
+		method, at = http.MethodGet, page
+	}
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://meshd"+page, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+at, nil)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ var arrows = map[string][]string{
 	"pkg/durable":   {},
 	"pkg/pki":       {"pkg/durable"},
 	"pkg/join":      {"pkg/durable", "pkg/pki"},
+	"pkg/exchange":  {"pkg/durable", "pkg/mesh", "pkg/pki", "pkg/reconcile", "pkg/status"},
 	"pkg/kube":      {"pkg/durable", "pkg/mesh", "pkg/reconcile", "pkg/status"},
 
 	"pkg/datapath":   {"pkg/durable", "pkg/mesh", "pkg/reconcile", "pkg/status"},
@@ -47,7 +48,7 @@ var arrows = map[string][]string{
 	"cni-plugin":    {"pkg/cni"},
 	"meshd/meshctl": {"pkg/cni", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/status"},
 	"meshd": {"dns/coredns", "dns/index", "pkg/agent", "pkg/apiserver", "pkg/cni", "pkg/controller", "pkg/datapath",
-		"pkg/durable", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/reconcile", "pkg/status"},
+		"pkg/durable", "pkg/exchange", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/reconcile", "pkg/status"},
 
 	"manifests": {},
 

@@ -90,17 +90,12 @@ const (
 	tcpPush = 0x08
 )
 
-// maxDatagrams of a group. UDP_MAX_SEGMENTS was 64 before Linux 6.10, and of
-// more the kernel says EINVAL, by which the offload would be given up.
-const maxDatagrams = 64
-
 // join adds packet i to the group of its flow if the kernel would cut the sum
 // into the same packets again.
 func (g *groups) join(last *group, i, headers int) bool {
 	p, head, f := g.packets[i], g.packets[last.first], last.flow
 	payload := len(p) - headers
 	if !last.open || headers != last.headers || payload == 0 || payload > last.segment || last.size+payload > 1<<16-1 ||
-		f.protocol == unix.IPPROTO_UDP && last.count == maxDatagrams ||
 		!sameIP(head, p) || f.protocol == unix.IPPROTO_TCP && !follows(last, head[f.l3:], p[f.l3:headers]) {
 		last.open = false
 		return false

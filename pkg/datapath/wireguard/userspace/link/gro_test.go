@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -96,23 +95,6 @@ func shape(packets [][]byte, may Offloads) string {
 	return strings.Join(all, " ")
 }
 
-// segments are n of a connection, 9 bytes each.
-func segments(n int) (all []pkt) {
-	for i := range n {
-		all = append(all, pkt{seq: uint32(9 * i), size: 9})
-	}
-	return all
-}
-
-// row of packets from to before end, in one group.
-func row(from, end int) string {
-	var all []string
-	for i := from; i < end; i++ {
-		all = append(all, fmt.Sprint(i))
-	}
-	return strings.Join(all, "+")
-}
-
 func TestGroups(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -138,8 +120,6 @@ func TestGroups(t *testing.T) {
 		{"datagrams without the offload", []pkt{{udp: true, size: 100}, {udp: true, size: 100}}, TCP, "0 1"},
 		{"segments without the offload", []pkt{{size: 100}, {seq: 100, size: 100}}, UDP, "0 1"},
 		{"nothing passes a fragment", []pkt{{size: 9}, {seq: 9, size: 9, fragment: true}, {seq: 9, size: 9}}, TCP, "0 1 2"},
-		{"datagrams, as many as every kernel takes", slices.Repeat([]pkt{{udp: true, size: 9}}, 70), UDP, row(0, 64) + " " + row(64, 70)},
-		{"segments, more than that", segments(70), TCP, row(0, 70)},
 		{"as much as one packet can be", []pkt{{size: 30000}, {seq: 30000, size: 30000}, {seq: 60000, size: 30000}}, TCP, "0+1 2"},
 	} {
 		var packets [][]byte

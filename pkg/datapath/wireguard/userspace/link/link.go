@@ -7,8 +7,9 @@
 // one large packet where the kernel can (TSO, USO); they are cut here, and put
 // together again on the other side. Which offloads are in use is said by
 // SetOffloads; a link starts without any, because kernels have got them wrong:
-// the engine tries them out first (package trial). Should the kernel refuse one
-// later all the same, it is given up and its packets are written singly.
+// the engine tries them out first (package userspace, probe.go). Should the
+// kernel refuse one later all the same, it is given up and its packets are
+// written singly.
 //
 // Buffers are fixed: one packet read ahead, and room for the headers of one
 // batch.

@@ -1,8 +1,6 @@
 package link
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -98,60 +96,6 @@ func TestReadsInBatches(t *testing.T) {
 	for i, b := range got {
 		if int(b) != i {
 			t.Fatalf("order %v", got)
-		}
-	}
-}
-
-// A checksum that comes to 0 is sent as 0xffff: 0 says that there is none, and
-// over IPv6 a datagram without is dropped (RFC 8200, section 8.1). The kernel
-// leaves the checksum to us, of one datagram and of several in one message.
-func TestChecksumIsNeverNone(t *testing.T) {
-	d := open(t)
-	testns.Sh(t, "ip addr add fd00::1/64 dev lnk nodad; ip link set lnk up")
-	if have, err := d.SetOffloads(TCP | UDP); have&UDP == 0 || err != nil {
-		t.Fatalf("offloads %s, %v", have, err)
-	}
-	c, err := net.DialUDP("udp6", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("[fd00::2]:7")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	slab, packets := make([]byte, 2<<16), make([]tun.ReadPacket, d.BatchSize())
-	// send returns the checksums of n datagrams of two bytes each, sent as one
-	// message.
-	send := func(n int, part []byte) (sums []uint16) {
-		t.Helper()
-		var refused error
-		err := raw.Control(func(fd uintptr) { refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2) })
-		if err := errors.Join(err, refused); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Write(bytes.Repeat(part, n)); err != nil {
-			t.Fatal(err)
-		}
-		for len(sums) < n {
-			k, err := d.Read(slab, packets)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range packets[:k] {
-				if b := slab[p.Offset : p.Offset+p.Size]; p.Size == 50 && b[6] == unix.IPPROTO_UDP {
-					sums = append(sums, binary.BigEndian.Uint16(b[46:]))
-				}
-			}
-		}
-		return sums
-	}
-	for _, n := range []int{1, 3} {
-		zero := binary.BigEndian.AppendUint16(nil, send(n, []byte{0, 0})[0]) // adds up to it
-		for _, sum := range send(n, zero) {
-			if sum != 0xffff {
-				t.Errorf("%d datagrams, checksum %#04x, want 0xffff", n, sum)
-			}
 		}
 	}
 }

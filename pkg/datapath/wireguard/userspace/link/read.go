@@ -69,7 +69,6 @@ func (d *Device) fill(fd uintptr) bool {
 		n, _ := tun.GSOSplit(p.data, p.GSOOptions, slab, packets, tun.ReadPacketSpacing)
 		for i := range n {
 			packets[i].Offset += used
-			p.mendChecksum(r.slab[packets[i].Offset:][:packets[i].Size])
 		}
 		r.n, used, r.aheadLen = r.n+n, used+p.size, 0
 		if r.n == len(r.packets) {
@@ -93,17 +92,6 @@ type packet struct {
 	// segments is how many packets it becomes, size what they take of a slab:
 	// themselves, and spacing before each.
 	segments, size int
-}
-
-// mendChecksum of a packet that GSOSplit has made. It leaves 0 where the sum
-// comes to that, which means for UDP that there is none, and over IPv6 loses
-// the packet.
-func (p packet) mendChecksum(b []byte) {
-	const offset = 6 // of UDP; to another protocol that has it there the two are the same
-	at := int(p.CsumStart) + offset
-	if (p.NeedsCsum || p.GSOType == tun.GSOUDPL4) && p.CsumOffset == offset && at+1 < len(b) && b[at]|b[at+1] == 0 {
-		b[at], b[at+1] = 0xff, 0xff
-	}
 }
 
 // parse reads the header. What makes no sense becomes a packet that GSOSplit

@@ -1,0 +1,446 @@
+package exchange
+
+// Nodes a, b, c are all at 127.0.0.1, each at a port of its own. a begins with
+// b, and b with c.
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/status"
+)
+
+// world is what the nodes of a test see of each other.
+type world struct {
+	*testing.T
+	mu    sync.Mutex
+	nodes map[string]mesh.Node
+	next  map[string]mesh.Key
+	known map[string]*side
+}
+
+// side is one node.
+type side struct {
+	*Exchange
+	dir   string
+	board *status.Board
+	stop  func()
+	mu    sync.Mutex
+	heard map[string]Sending
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{T: t, nodes: map[string]mesh.Node{}, next: map[string]mesh.Key{}, known: map[string]*side{}}
+}
+
+func (w *world) state() *mesh.State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := &mesh.State{}
+	for _, n := range w.nodes {
+		s.Nodes = append(s.Nodes, n)
+	}
+	slices.SortFunc(s.Nodes, func(a, b mesh.Node) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+// change what a node has published, and tell everybody.
+func (w *world) change(name string, change func(*mesh.Node)) {
+	w.mu.Lock()
+	n := w.nodes[name]
+	change(&n)
+	w.nodes[name] = n
+	w.mu.Unlock()
+	for _, s := range w.known {
+		s.Kick()
+	}
+}
+
+func freePort(t *testing.T) int {
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// start a node, again after it was stopped.
+func (w *world) start(name string, key byte) *side {
+	w.Helper()
+	s := &side{dir: filepath.Join(w.TempDir(), name), board: &status.Board{}, heard: map[string]Sending{}}
+	port := freePort(w.T)
+	if old := w.known[name]; old != nil {
+		s.dir, port = old.dir, old.cfg.Port
+	}
+	var err error
+	s.Exchange, err = New(Config{
+		Node: name, Dir: s.dir, Port: port, State: w.state, Board: s.board,
+		Keys: func() (mesh.Key, mesh.Key) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.nodes[name].PublicKey, w.next[name]
+		},
+		Sends:   func(node string) (Sending, bool) { return Sending{Key: mesh.Key{key}, Second: true}, true },
+		Heard:   func(node string, x Sending) { s.mu.Lock(); s.heard[node] = x; s.mu.Unlock() },
+		Changed: func() {},
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.known[name] = s
+	w.change(name, func(n *mesh.Node) {
+		*n = mesh.Node{Name: name, UID: "uid-" + name, PublicKey: mesh.Key{key}, Ready: true, Exchange: s.Published(),
+			Endpoints: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:51820")}}
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stopped := false
+	s.stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			if err := <-done; err != nil {
+				w.Errorf("run %s: %v", name, err)
+			}
+		}
+	}
+	w.Cleanup(s.stop)
+	return s
+}
+
+func (w *world) eventually(what string, f func() error) {
+	w.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// same waits until two nodes have the same preshared key of two keys.
+func (w *world) same(a, b string, keyA, keyB byte) Secret {
+	w.Helper()
+	var psk Secret
+	w.eventually(fmt.Sprintf("%s and %s agree", a, b), func() error {
+		na, nb := w.nodes[a], w.nodes[b]
+		x, y := w.known[a].PSK(nb, mesh.Key{keyA}, mesh.Key{keyB}), w.known[b].PSK(na, mesh.Key{keyB}, mesh.Key{keyA})
+		if x.PSK == (Secret{}) || x.PSK != y.PSK {
+			return fmt.Errorf("%s: %q, %s: %q, the same: %v", a, x.Wait, b, y.Wait, x.PSK == y.PSK)
+		}
+		psk = x.PSK
+		return nil
+	})
+	return psk
+}
+
+func TestAgree(t *testing.T) {
+	w := newWorld(t)
+	a := w.start("a", 1)
+	if got := a.PSK(mesh.Node{Name: "b", UID: "uid-b", Exchange: mesh.Exchange{Port: 1}}, mesh.Key{1}, mesh.Key{2}); got.Wait != "its preshared key is being agreed" || got.Firm {
+		t.Errorf("before the first contact: %+v", got)
+	}
+	if got := a.PSK(mesh.Node{Name: "old", UID: "u"}, mesh.Key{1}, mesh.Key{2}); got != (Agreement{}) {
+		t.Errorf("with a node that does not talk: %+v", got)
+	}
+	b := w.start("b", 2)
+	w.start("c", 3)
+	ab, bc, ac := w.same("a", "b", 1, 2), w.same("b", "c", 2, 3), w.same("a", "c", 1, 3)
+	if ab == bc || bc == ac || ab == ac {
+		t.Error("two pairs have the same preshared key")
+	}
+	// A new key gets a new one, and nothing before that.
+	w.mu.Lock()
+	w.next["b"] = mesh.Key{22}
+	w.mu.Unlock()
+	if got := b.PSK(w.nodes["a"], mesh.Key{22}, mesh.Key{1}); got.Wait == "" || !got.Firm {
+		t.Errorf("for the next key: %+v", got)
+	}
+	w.change("b", func(n *mesh.Node) { n.NextKey = mesh.Key{22} })
+	if next := w.same("a", "b", 1, 22); next == ab {
+		t.Error("the next key has the preshared key of the old one")
+	}
+	if w.same("a", "b", 1, 2) != ab {
+		t.Error("the preshared key of the old one changed")
+	}
+	w.eventually("b hears what it asks for", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.heard["a"] != (Sending{mesh.Key{1}, true}) || b.heard["c"] != (Sending{mesh.Key{3}, true}) {
+			return fmt.Errorf("%v", b.heard)
+		}
+		return nil
+	})
+	for _, path := range []string{"exchange.key", "psk/a", "psk/c"} {
+		if info, err := os.Stat(filepath.Join(b.dir, path)); err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600", path, info, err)
+		}
+	}
+}
+
+// TestLost: whoever forgets is told anew, whoever comes back knows.
+func TestLost(t *testing.T) {
+	for _, c := range []struct {
+		name, who string
+		lose      func(t *testing.T, dir string)
+		same      bool
+	}{
+		{"the one that begins restarts", "a", func(*testing.T, string) {}, true},
+		{"the other restarts", "b", func(*testing.T, string) {}, true},
+		{"the one that begins lost it", "a", func(t *testing.T, dir string) { remove(t, dir+"/psk/b") }, false},
+		{"the other lost it", "b", func(t *testing.T, dir string) { remove(t, dir+"/psk/a") }, false},
+		{"the other has another", "b", func(t *testing.T, dir string) {
+			b, err := os.ReadFile(dir + "/psk/a")
+			if err == nil {
+				i := strings.Index(string(b), `"psk":"`) + len(`"psk":"`)
+				b[i], b[i+1] = 'A', 'A'+b[i+1]%7
+				err = os.WriteFile(dir+"/psk/a", b, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"the other's is damaged", "b", func(t *testing.T, dir string) {
+			if err := os.WriteFile(dir+"/psk/a", []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.start("a", 1)
+			w.start("b", 2)
+			before := w.same("a", "b", 1, 2)
+			s := w.known[c.who]
+			s.stop()
+			c.lose(t, s.dir)
+			w.start(c.who, map[string]byte{"a": 1, "b": 2}[c.who])
+			// The other looks by itself every recheck; here it is told.
+			for _, p := range w.known["a"].peers {
+				w.known["a"].mu.Lock()
+				clear(p.checked)
+				w.known["a"].mu.Unlock()
+			}
+			w.known["a"].Kick()
+			w.eventually("checked", func() error {
+				a := w.known["a"]
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				if p := a.peers["b"]; p == nil || len(p.checked) == 0 {
+					return fmt.Errorf("not yet: %v", p)
+				}
+				return nil
+			})
+			if after := w.same("a", "b", 1, 2); (after == before) != c.same {
+				t.Errorf("the preshared key is the same: %v, want %v", after == before, c.same)
+			}
+		})
+	}
+}
+
+func remove(t *testing.T, path string) {
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRefused: who is not a node of the cluster, or not this one, or offers
+// another key agreement, is not talked with.
+func TestRefused(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.start("a", 1), w.start("b", 2)
+	w.same("a", "b", 1, 2)
+	stranger, err := LoadIdentity(filepath.Join(t.TempDir(), "exchange.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	any := func(mesh.Pin) error { return nil }
+	addr := fmt.Sprintf("127.0.0.1:%d", b.cfg.Port)
+	try := func(config *tls.Config, req request) error {
+		raw, err := tls.Dial("tcp", addr, config)
+		if err != nil {
+			return err
+		}
+		c := &conn{raw}
+		defer c.Close()
+		_, err = c.ask(req)
+		return err
+	}
+	classic := a.id.config(any)
+	classic.CurvePreferences = []tls.CurveID{tls.X25519}
+	old := a.id.config(any)
+	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+	nameless := a.id.config(any)
+	nameless.Certificates = nil
+	good := request{Op: opSends, From: "a", To: "b"}
+	pair := Pair{mesh.Key{1}, mesh.Key{2}}
+	for _, c := range []struct {
+		name   string
+		config *tls.Config
+		req    request
+		want   string
+	}{
+		{"a node", a.id.config(any), good, ""},
+		{"a stranger", stranger.config(any), good, "tls:"},
+		{"without ML-KEM", classic, good, "tls: handshake failure"},
+		{"TLS 1.2", old, good, "tls:"},
+		{"without a certificate", nameless, good, "tls:"},
+		{"under another's name", a.id.config(any), request{Op: opSends, From: "c", To: "b"}, `node "c" does not have this key`},
+		{"for another", a.id.config(any), request{Op: opSends, From: "a", To: "c"}, "this is node b"},
+		{"something else", a.id.config(any), request{Op: "x", From: "a", To: "b"}, `request "x" is not known`},
+		{"keys nobody has", a.id.config(any), request{Op: opOffer, From: "a", To: "b", Pair: Pair{mesh.Key{1}, mesh.Key{9}}}, "does not know one of these keys"},
+		{"no encapsulation key", a.id.config(any), request{Op: opOffer, From: "a", To: "b", Pair: pair, Data: []byte("x")}, "read encapsulation key"},
+		{"confirms what was not offered", a.id.config(any), request{Op: opConfirm, From: "a", To: "b", Pair: pair}, "confirms what was not offered"},
+		{"a miss to one that does not begin", a.id.config(any), request{Op: opMiss, From: "a", To: "b", Pair: pair}, "does not begin"},
+	} {
+		err := try(c.config, c.req)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+	// A peer that shows another key than the one it has published.
+	other := w.nodes["b"]
+	other.Exchange.Pin = stranger.Pin
+	if _, err := a.dial(t.Context(), other); err == nil || !strings.Contains(err.Error(), "its key is not the one on its Node object") {
+		t.Errorf("dialled somebody else: %v", err)
+	}
+	// A message that is too long ends the connection before it is read.
+	raw, err := tls.Dial("tcp", addr, a.id.config(any))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	_, _ = raw.Write(binary.BigEndian.AppendUint32(nil, maxMessage+1))
+	if n, err := raw.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes in answer to a message that is too long", n)
+	}
+	// A removed node is refused, on the connection it has as well.
+	raw, err = tls.Dial("tcp", addr, a.id.config(any))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if _, err := (&conn{raw}).ask(good); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	delete(w.nodes, "a")
+	w.mu.Unlock()
+	if _, err := (&conn{raw}).ask(good); err == nil || !strings.Contains(err.Error(), "does not have this key") {
+		t.Errorf("a removed node on an open connection: %v", err)
+	}
+	if err := try(a.id.config(any), good); err == nil {
+		t.Error("a removed node was answered")
+	}
+	b.Kick()
+	w.eventually("b forgets a removed node", func() error { _, err := os.Stat(b.dir + "/psk/a"); return exists(err) })
+}
+
+func exists(err error) error {
+	if err == nil {
+		return fmt.Errorf("it is still there")
+	}
+	return nil
+}
+
+// TestNoWayBack: a pair that had a preshared key gets no tunnel without one.
+func TestNoWayBack(t *testing.T) {
+	w := newWorld(t)
+	a := w.start("a", 1)
+	w.start("b", 2)
+	w.same("a", "b", 1, 2)
+	n := w.nodes["b"]
+	for _, c := range []struct {
+		name   string
+		change func(*mesh.Node)
+		firm   bool
+	}{
+		{"it stopped talking", func(n *mesh.Node) { n.Exchange = mesh.Exchange{} }, true},
+		{"it has a new TLS key", func(n *mesh.Node) { n.Exchange.Pin = mesh.Pin{1} }, true},
+		{"it is another Node object", func(n *mesh.Node) { n.UID = "other"; n.Exchange = mesh.Exchange{} }, false},
+	} {
+		m := n
+		c.change(&m)
+		if got := a.PSK(m, mesh.Key{1}, mesh.Key{9}); got.Firm != c.firm || (got.Wait != "") != c.firm {
+			t.Errorf("%s: %+v, want firm %v", c.name, got, c.firm)
+		}
+	}
+}
+
+// TestPatience: without an answer the first contact is over after a moment.
+func TestPatience(t *testing.T) {
+	w := newWorld(t)
+	a := w.start("a", 1)
+	n := mesh.Node{Name: "b", UID: "u", Exchange: mesh.Exchange{Port: 1}}
+	if got := a.PSK(n, mesh.Key{1}, mesh.Key{2}); got.Wait == "" {
+		t.Errorf("at first: %+v", got)
+	}
+	a.mu.Lock()
+	a.peers["b"].since = time.Now().Add(-patience)
+	a.mu.Unlock()
+	if got := a.PSK(n, mesh.Key{1}, mesh.Key{2}); got != (Agreement{}) {
+		t.Errorf("later: %+v", got)
+	}
+}
+
+// TestExpand pins the derivation: both ends have to agree over versions.
+func TestExpand(t *testing.T) {
+	a, err := expand(make([]byte, 32), make([]byte, 32), "a", "b", Pair{mesh.Key{1}, mesh.Key{2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprintf("%x %x %x %x", a.psk[:4], a.first[:4], a.second[:4], a.psk.name())
+	const want = "cc917c3a 6fbee915 9a9119ec f9a2e80ee4c1cdbf"
+	if got != want {
+		t.Errorf("derived %s, want %s", got, want)
+	}
+	if fmt.Sprintf("%v %#v", a.psk, a.psk) != "(hidden) (hidden)" {
+		t.Errorf("a secret prints as %v", a.psk)
+	}
+	for _, other := range []struct {
+		first, second string
+		pair          Pair
+	}{{"b", "a", Pair{mesh.Key{1}, mesh.Key{2}}}, {"a", "b", Pair{mesh.Key{2}, mesh.Key{1}}}, {"ab", "", Pair{mesh.Key{1}, mesh.Key{2}}}} {
+		if o, _ := expand(make([]byte, 32), make([]byte, 32), other.first, other.second, other.pair); o.psk == a.psk {
+			t.Errorf("%v has the same preshared key", other)
+		}
+	}
+}
+
+func FuzzMessages(f *testing.F) {
+	f.Add([]byte(`{"op":"offer","from":"a","to":"b","pair":{"first":"","second":""},"data":"AAAA"}`))
+	f.Add([]byte(`{"ok":true,"sends":{"key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","second":true}}`))
+	f.Add([]byte(`{"uid":"u","keys":[{"own":"","peer":"","psk":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","made":"2026-01-02T03:04:05Z"}]}`))
+	f.Add([]byte(`{} {}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		framed := append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)
+		var req request
+		if err := read(strings.NewReader(string(framed)), &req); err == nil && len(b) > maxMessage {
+			t.Errorf("a message of %d bytes was read", len(b))
+		}
+		var resp response
+		_ = parse(b, &resp)
+		if file, err := parseFile(b); err == nil && (file.UID == "" || len(file.Keys) == 0) {
+			t.Errorf("%q is a file without a preshared key", b)
+		}
+	})
+}

@@ -1,0 +1,269 @@
+package exchange
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"meshd.dev/pkg/mesh"
+)
+
+const (
+	// maxConns at a time, of all callers together and of one node.
+	maxConns     = 256
+	maxNodeConns = 4
+	// handshakeTimeout of a caller nobody knows yet.
+	handshakeTimeout = 5 * time.Second
+	// idleTimeout between two requests.
+	idleTimeout = 15 * time.Second
+	// askTimeout of one request.
+	askTimeout = 5 * time.Second
+)
+
+// serve answers the other nodes. A port that is taken is told and tried again:
+// tunnels go on without it.
+func (x *Exchange) serve(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := x.listen(ctx)
+		x.cfg.Board.Report("psk/listening", err, fmt.Sprintf("free TCP port %d, or choose another --listen-port; without it the nodes cannot agree on preshared keys nor change their keys", x.cfg.Port))
+		if err != nil {
+			x.cfg.Log.Warn("key exchange", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+		}
+	}
+	return nil
+}
+
+func (x *Exchange) listen(ctx context.Context) error {
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", x.cfg.Port))
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	x.cfg.Board.OK("psk/listening")
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	free := make(chan struct{}, maxConns)
+	counts := &counts{of: map[string]int{}}
+	for {
+		raw, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		select {
+		case free <- struct{}{}:
+		default:
+			raw.Close()
+			continue
+		}
+		conns.Go(func() {
+			defer func() { <-free }()
+			x.serveConn(ctx, raw, counts)
+		})
+	}
+}
+
+// counts the connections of each node.
+type counts struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+func (c *counts) add(node string, n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n > 0 && c.of[node] >= maxNodeConns {
+		return false
+	}
+	if c.of[node] += n; c.of[node] == 0 {
+		delete(c.of, node)
+	}
+	return true
+}
+
+// caller finds the nodes with a pin. A node that was removed has none.
+func (x *Exchange) caller(pin mesh.Pin, name string) (mesh.Node, error) {
+	state := x.cfg.State()
+	if state == nil {
+		return mesh.Node{}, errors.New("the nodes of the cluster are not known yet")
+	}
+	if name == "" { // the handshake, before it has said its name
+		for _, n := range state.Nodes {
+			if n.Exchange.Port != 0 && n.Exchange.Pin == pin && n.Name != x.cfg.Node {
+				return n, nil
+			}
+		}
+		return mesh.Node{}, errors.New("no node of the cluster has this key")
+	}
+	n, ok := state.Node(name)
+	if !ok || n.Exchange.Port == 0 || n.Exchange.Pin != pin || name == x.cfg.Node {
+		return mesh.Node{}, fmt.Errorf("node %.80q does not have this key", name)
+	}
+	return n, nil
+}
+
+func (x *Exchange) serveConn(ctx context.Context, raw net.Conn, counts *counts) {
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+	defer raw.Close()
+	accept := func(pin mesh.Pin) error { _, err := x.caller(pin, ""); return err }
+	c := &conn{tls.Server(raw, x.id.config(accept))}
+	_ = raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err := c.HandshakeContext(ctx); err != nil {
+		x.cfg.Log.Debug("key exchange refused", "from", raw.RemoteAddr(), "err", err)
+		return
+	}
+	pin := pinOf(c.ConnectionState().PeerCertificates[0])
+	node := pin.String()
+	if !counts.add(node, 1) {
+		return
+	}
+	defer counts.add(node, -1)
+	var offer *pending
+	for {
+		_ = raw.SetDeadline(time.Now().Add(idleTimeout))
+		var req request
+		if err := read(c, &req); err != nil {
+			return
+		}
+		var resp response
+		resp, offer = x.answer(c, pin, req, offer)
+		if err := write(c, resp); err != nil {
+			return
+		}
+	}
+}
+
+// answer a request. What was offered stays until the next offer or its
+// confirmation.
+func (x *Exchange) answer(c *conn, pin mesh.Pin, req request, offer *pending) (response, *pending) {
+	n, err := x.caller(pin, req.From)
+	if err == nil && req.To != x.cfg.Node {
+		err = fmt.Errorf("this is node %s, not %.80q", x.cfg.Node, req.To)
+	}
+	if err != nil {
+		return response{Error: err.Error()}, nil
+	}
+	resp := response{}
+	switch req.Op {
+	case opSends:
+		if s, ok := x.cfg.Sends(n.Name); ok {
+			resp.Sends = &s
+		}
+		return resp, offer
+	case opMiss:
+		err = x.missed(n, req.Pair)
+		resp.OK = err == nil
+	case opCheck, opOffer, opConfirm:
+		if err = x.fits(n, req.Pair); err != nil {
+			break
+		}
+		switch req.Op {
+		case opCheck:
+			e, ok, _ := x.store.get(n, req.Pair.Second, req.Pair.First)
+			resp.OK = ok && confirms(Secret(e.PSK).name(), req.Name) == nil
+		case opOffer:
+			offer, resp.Data, err = x.offered(c, n, req)
+		case opConfirm:
+			err = x.confirmed(offer, n, req)
+			offer, resp.OK = nil, err == nil
+		}
+	default:
+		err = fmt.Errorf("request %.20q is not known", req.Op)
+	}
+	if err != nil {
+		return response{Error: err.Error()}, nil
+	}
+	return resp, offer
+}
+
+// fits reports whether n may begin, and both know the keys.
+func (x *Exchange) fits(n mesh.Node, p Pair) error {
+	if x.begins(n.Name) {
+		return fmt.Errorf("node %s begins, not %s", x.cfg.Node, n.Name)
+	}
+	if !x.useful(n)(p.Second, p.First) {
+		return fmt.Errorf("node %s does not know one of these keys", x.cfg.Node)
+	}
+	return nil
+}
+
+// missed: the other has no preshared key of a pair, and we begin.
+func (x *Exchange) missed(n mesh.Node, p Pair) error {
+	if !x.begins(n.Name) {
+		return fmt.Errorf("node %s does not begin", x.cfg.Node)
+	}
+	x.mu.Lock()
+	q := x.peer(n)
+	delete(q.checked, p)
+	q.retry = time.Time{}
+	x.mu.Unlock()
+	x.loop.Kick()
+	return nil
+}
+
+// conn is one end of a connection.
+type conn struct{ *tls.Conn }
+
+// ask and wait for the answer.
+func (c *conn) ask(req request) (response, error) {
+	_ = c.SetDeadline(time.Now().Add(askTimeout))
+	var resp response
+	if err := write(c, req); err != nil {
+		return resp, err
+	}
+	if err := read(c, &resp); err != nil {
+		return resp, err
+	}
+	if resp.Error != "" {
+		return resp, fmt.Errorf("%s says: %.200s", req.To, resp.Error)
+	}
+	return resp, nil
+}
+
+// dial n at one of its addresses.
+func (x *Exchange) dial(ctx context.Context, n mesh.Node) (*conn, error) {
+	accept := func(pin mesh.Pin) error {
+		if pin != n.Exchange.Pin {
+			return fmt.Errorf("it is not node %s: its key is not the one on its Node object", n.Name)
+		}
+		return nil
+	}
+	var errs []error
+	seen := map[string]bool{}
+	var addrs []string
+	for _, e := range n.Endpoints {
+		addrs = append(addrs, e.Addr().String())
+	}
+	for _, a := range n.Addresses {
+		addrs = append(addrs, a.String())
+	}
+	for _, a := range addrs {
+		if seen[a] {
+			continue
+		}
+		seen[a] = true
+		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 2 * time.Second}, Config: x.id.config(accept)}
+		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, fmt.Sprint(n.Exchange.Port)))
+		if err == nil {
+			return &conn{c.(*tls.Conn)}, nil
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		errs = append(errs, errors.New("it has published no address"))
+	}
+	return nil, errors.Join(errs...)
+}
