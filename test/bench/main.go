@@ -1,7 +1,7 @@
 // Command bench measures what meshd promises and prints one table. Every figure
 // that depends on the machine stands beside a reference of the same run.
 //
-//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput,restart,nocut,tunnel,peers] [-rounds N]
+//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput,restart,nocut,rotate,tunnel,peers] [-rounds N]
 package main
 
 import (
@@ -41,9 +41,9 @@ type experiment struct {
 }
 
 type options struct {
-	kills, restarts, losses, attaches, burst, rounds int
-	bin                                              string
-	seconds                                          time.Duration
+	kills, restarts, losses, attaches, burst, rounds, rotations int
+	bin                                                         string
+	seconds                                                     time.Duration
 }
 
 // Experiments without a cluster, on one machine, and on three with the
@@ -51,7 +51,7 @@ type options struct {
 var (
 	onNone  = []experiment{{"tunnel", tunnel}, {"peers", peers}}
 	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"crash", crash}}
-	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"loss", loss}}
+	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"rotate", rotate}, {"loss", loss}}
 )
 
 func run(ctx context.Context, args []string) error {
@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&o.attaches, "attaches", 200, "pods to attach and detach one after the other, a plugin")
 	flags.IntVar(&o.burst, "burst", 100, "pods to attach and detach at once, a plugin")
 	flags.IntVar(&o.rounds, "rounds", 7, "rounds of throughput and tunnel")
+	flags.IntVar(&o.rotations, "rotations", 100, "changes of keys")
 	flags.DurationVar(&o.seconds, "seconds", 2*time.Second, "time of each measurement of tunnel")
 	if err := flags.Parse(args); err != nil {
 		return err
