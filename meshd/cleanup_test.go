@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,15 @@ func shell(t *testing.T, script string) string {
 		t.Fatalf("%s\n%v: %s", script, err, out)
 	}
 	return string(out)
+}
+
+// try is shell that may fail.
+func try(script string) error {
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	return nil
 }
 
 // lived is a machine on which meshd was, beside things of others.

@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"meshd.dev/pkg/datapath"
 	"meshd.dev/pkg/kube"
 	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/reconcile"
 )
 
 // guest is what a node does in a Kubernetes cluster that somebody else runs,
@@ -22,8 +24,9 @@ type guest struct {
 	cfg  agentConfig
 	// listen is where the resolver was last told to; of serveNames alone.
 	listen []netip.Addr
-	// entitled: all rights were there once; of check alone.
+	// entitled: all rights were there once; of checkRights alone.
 	entitled bool
+	loop     *reconcile.Loop // of check; nil before the node runs
 }
 
 // fit changes what the datapath of such a node does otherwise.
@@ -96,12 +99,22 @@ func (n *node) addresses() []netip.Addr {
 
 // check looks at what the cluster must give this node, and tells the cluster
 // how its network does.
-func (g *guest) check(ctx context.Context) {
-	g.checkRights(ctx)
+func (g *guest) check(ctx context.Context) error {
 	g.checkPodCIDRs()
 	g.look(g.cfg.CNIConfDir)
 	err := g.node.window.PublishNetwork(ctx, g.node.cfg.NodeName, g.network())
 	g.node.board.Report("kube/condition", err, "Kubernetes may keep pods away from this node; may these credentials patch nodes/status?")
+	return err
+}
+
+// checkInterval is how soon the Node says what only the board does.
+const checkInterval = 5 * time.Second
+
+// parts of such a node, besides those of every one.
+func (g *guest) parts() map[string]func(context.Context) error {
+	g.loop = reconcile.New(reconcile.Config{Name: "cluster", Do: g.check, Resync: checkInterval, MinBackoff: time.Second, Log: g.node.log})
+	g.node.window.Subscribe(g.loop.Kick)
+	return map[string]func(context.Context) error{"cluster": g.loop.Run, "rights": every(publishResync, g.checkRights)}
 }
 
 // checkRights until there are all of them.

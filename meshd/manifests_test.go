@@ -169,7 +169,7 @@ func checkSettings(t *testing.T, text string) {
 // Our own API server takes every object that it serves the kind of, with
 // validation of unknown fields.
 func TestOverlaysAgainstTheAPI(t *testing.T) {
-	config := testAPI(t)
+	config, _ := testAPI(t)
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
@@ -226,8 +226,9 @@ func TestOverlaysAgainstTheAPI(t *testing.T) {
 	}
 }
 
-// testAPI is an API server of ours on loopback, with full rights.
-func testAPI(t *testing.T) *rest.Config {
+// testAPI is an API server of ours on loopback, without controllers, and two
+// ways to it with full rights.
+func testAPI(t *testing.T) (config *rest.Config, kubeconfig string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -268,5 +269,5 @@ func testAPI(t *testing.T) *rest.Config {
 	case <-time.After(time.Minute):
 		t.Fatal("the API does not come up")
 	}
-	return api.Loopback()
+	return api.Loopback(), cfg.state("admin.kubeconfig")
 }

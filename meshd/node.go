@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -182,7 +183,11 @@ func (n *node) networkReady(net datapath.Network) error {
 		n.dns.SetListen(meshAddrs(net.PodCIDRs))
 	}
 	n.announced.Store(&net)
-	return n.install()
+	err := n.install()
+	if n.guest != nil {
+		n.guest.loop.Kick()
+	}
+	return err
 }
 
 // install puts plugin and configuration where they are not as they should be.
@@ -307,7 +312,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		"cni":      every(reinstallInterval, func(context.Context) { _ = n.install() }), // the board has the error
 	}
 	if n.guest != nil {
-		parts["cluster"] = every(publishResync, n.guest.check)
+		maps.Copy(parts, n.guest.parts())
 	} else {
 		parts["agent"] = n.agent.Run
 		parts["renew"] = every(renewInterval, n.renew)
