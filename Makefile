@@ -109,7 +109,7 @@ test-vm: deps
 	@mkdir -p $(KERNEL_DIR) && chmod 755 $(KERNEL_DIR) && cd $(KERNEL_DIR) && ls linux-image-[0-9]*-cloud-amd64_*.deb >/dev/null 2>&1 || \
 	{ cd $(KERNEL_DIR) && apt-get download -q $$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p') </dev/null; }
 	go build -o bin/tally ./test/tally
-	go test -vet=off -timeout 15m -json ./test/vm 2>&1 | bin/tally
+	go test -vet=off -timeout 35m -json ./test/vm 2>&1 | bin/tally
 
 check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt -w $$unformatted"; exit 1; }

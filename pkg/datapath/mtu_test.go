@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,7 +51,7 @@ func rolePour(args []string) error {
 }
 
 // pour has a pod of m send to an address, and tells of each portion.
-func (m *machine) pour(t *testing.T, pod int, to string) <-chan time.Time {
+func (m *machine) pour(t *testing.T, pod int, to string) (portions <-chan time.Time, stop func()) {
 	t.Helper()
 	cmd := m.command(pod, "pour", to)
 	out, err := cmd.StdoutPipe()
@@ -60,19 +61,20 @@ func (m *machine) pour(t *testing.T, pod int, to string) <-chan time.Time {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	portions := make(chan time.Time, 1<<16)
+	came := make(chan time.Time, 1<<16)
 	go func() {
 		buf := make([]byte, 7)
 		for {
 			if _, err := io.ReadFull(out, buf); err != nil {
-				close(portions)
+				close(came)
 				return
 			}
-			portions <- time.Now()
+			came <- time.Now()
 		}
 	}()
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return portions
+	stop = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	t.Cleanup(stop)
+	return came, stop
 }
 
 // goesOn waits for n portions after a moment, and says when the first came.
@@ -135,7 +137,7 @@ func TestBlackHole(t *testing.T) {
 				{"IPv4 pods", a, b.podAddr(2) + ":90"},
 				{"IPv6 pods, the other way", b, "[" + a.podAddr6(2) + "]:90"},
 			} {
-				portions := dir.from.pour(t, 2, dir.to)
+				portions, stop := dir.from.pour(t, 2, dir.to)
 				goesOn(t, dir.name, portions, time.Now(), 8)
 				if got := mtu(dir.from); got != 1420 {
 					t.Errorf("%s: MTU %d before, want 1420", dir.name, got)
@@ -157,6 +159,7 @@ func TestBlackHole(t *testing.T) {
 				fell := time.Since(hole)
 				again := goesOn(t, dir.name+", through the hole", portions, time.Now(), 8) + fell
 				t.Logf("%s, %s: MTU lowered %d ms after the hole, 2 MB more %d ms after it", c.underlay, dir.name, fell.Milliseconds(), again.Milliseconds())
+				stop() // a slow machine has enough to do
 				eventually(t, "the best MTU is found", func() error {
 					overhead := map[bool]int{true: 80, false: 60}[strings.HasPrefix(c.endpointB, "[")]
 					if got, want := mtu(dir.from), (c.limit-overhead)/16*16; got != want {

@@ -29,7 +29,7 @@ const (
 // modules the tests need, without those they depend on.
 var modules = []string{"wireguard", "veth", "bridge", "tun", "dummy", "unix_diag", "inet_diag", "tcp_diag", "udp_diag",
 	"nf_tables", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_numgen", "nft_hash", "nft_limit",
-	"nft_fib_inet", "nft_reject_inet", "nft_objref", "nf_conntrack_netlink"}
+	"nft_fib_inet", "nft_reject_inet", "nft_objref", "nf_conntrack_netlink", "nft_socket"}
 
 // Config of a guest.
 type Config struct {
