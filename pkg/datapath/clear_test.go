@@ -3,13 +3,13 @@ package datapath
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -280,8 +280,13 @@ func TestNothingInClear(t *testing.T) {
 		a.run(pod, append([]string{"flood"}, to...)...)
 	}
 	rx := func() int {
-		n, _ := strconv.Atoi(strings.TrimSpace(b.sh("ip netns exec p2 cat /sys/class/net/eth0/statistics/rx_packets 2>/dev/null || ip netns exec p2 sh -c \"ip -s link show eth0 | sed -n 4p | awk '{print \\$2}'\"")))
-		return n
+		var links []struct {
+			Stats64 struct{ Rx struct{ Packets int } }
+		}
+		if err := json.Unmarshal([]byte(b.sh("ip netns exec p2 ip -s -j link show eth0")), &links); err != nil || len(links) != 1 {
+			t.Fatal(err, links)
+		}
+		return links[0].Stats64.Rx.Packets
 	}
 	flows := func(t *testing.T) {
 		t.Helper()
