@@ -167,7 +167,7 @@ func (r Record) notAdmitted() ([]string, error) {
 			}
 		}
 		if !slices.Contains(have[e.Set], e) {
-			missing = append(missing, fmt.Sprintf("element of set %s in table inet %s (firewall)", e.Set, r.Table))
+			missing = append(missing, fmt.Sprintf("element %s in set %s of table inet %s (firewall)", e, e.Set, r.Table))
 		}
 	}
 	return missing, nil

@@ -161,7 +161,7 @@ func TestCapabilities(t *testing.T) {
 		t.Errorf("the refused one hurt the first: %v", err)
 	}
 	run(t, "nft", "flush", "map", "inet", "meshd", "hostport4")
-	wantCode(t, l.check(r), CodeDrift, "element of set hostport4 in table inet meshd (firewall)")
+	wantCode(t, l.check(r), CodeDrift, "element 0.0.0.0 . tcp . 8080 : 10.244.1.9 . 80 in set hostport4 of table inet meshd (firewall)")
 	l.applyFirewall()
 	if err := l.check(r); err != nil {
 		t.Errorf("the daemon did not bring the host ports back: %v", err)
@@ -252,7 +252,7 @@ func TestNoPodWithoutItsFirewall(t *testing.T) {
 			t.Errorf("an ADD without a firewall left something: %v", got)
 		}
 	}
-	wantCode(t, l.check(before), CodeDrift, "element of set pod4")
+	wantCode(t, l.check(before), CodeDrift, "in set pod4 of table inet meshd")
 	l.applyFirewall()
 	if err := l.check(before); err != nil {
 		t.Errorf("the daemon did not bring the pod back: %v", err)

@@ -49,7 +49,10 @@ func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
 			return err
 		}
 		if !ok {
-			return remove(host, Record{ContainerID: cmd.ContainerID, IfName: cmd.IfName})
+			if err := remove(host, Record{ContainerID: cmd.ContainerID, IfName: cmd.IfName}); err != nil {
+				return err
+			}
+			return s.giveBackHostLocal(cmd.ContainerID, cmd.IfName)
 		}
 		h, err := s.hold(n, unix.LOCK_EX)
 		if errors.Is(err, errGone) {

@@ -156,6 +156,22 @@ func (r Record) removeHostLocal() error {
 	return nil
 }
 
+// giveBackHostLocal does what host-local's own DEL would do, for a container
+// that it attached and of which there is no record yet.
+func (s store) giveBackHostLocal(containerID, ifName string) error {
+	files, err := s.hostLocalFiles()
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, f := range files {
+		if id, name, err := f.owner(); err == nil && id == containerID && name == ifName {
+			failed = append(failed, Record{HostLocal: f.path, Addresses: []netip.Addr{f.addr}}.removeHostLocal())
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // void removes a record of another boot.
 func (h *held) void(r Record) error {
 	if err := r.removeHostLocal(); err != nil {

@@ -110,6 +110,23 @@ func TestHostLocalIsTakenOver(t *testing.T) {
 	}
 }
 
+// DEL before the daemon has seen the folder, as on the day of the change.
+func TestHostLocalDelWithoutARecord(t *testing.T) {
+	l := newLab(t)
+	dir := hostLocalFolder(t, flannels)
+	for range 2 {
+		if _, err := l.verb("DEL", "3f2a", "", map[string]any{"hostLocalDir": dir}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openStore(l.dataDir, "meshd")
+	s.hostLocal = dir
+	files, err := s.hostLocalFiles()
+	if err != nil || len(files) != 3 {
+		t.Errorf("left %v, %v; want those of others", files, err)
+	}
+}
+
 // GC without the daemon, a runtime that knows better, and the next boot.
 func TestHostLocalIsGivenBack(t *testing.T) {
 	l := newLab(t)

@@ -3,6 +3,8 @@ package mesh
 import (
 	"encoding/binary"
 	"net/netip"
+	"strconv"
+	"strings"
 )
 
 // LocalPod is a pod attached on this node, as the firewall has to know it.
@@ -44,6 +46,57 @@ const (
 type SetElement struct {
 	Set        string
 	Key, Value string
+}
+
+// layouts of keys and values: link, address, protocol (t), port.
+var layouts = map[string][2]string{PodSet: {"la", ""}, HostPortMap: {"atp", "ap"}, HairpinSet: {"aa", ""}}
+
+// String is the element as nft(8) writes it.
+func (e SetElement) String() string {
+	set, family := e.Set[:max(0, len(e.Set)-1)], e.Set[max(0, len(e.Set)-1):]
+	size := 16
+	if family == "4" {
+		size = 4
+	}
+	text := fieldTexts(layouts[set][0], e.Key, size)
+	if e.Value != "" {
+		text += " : " + fieldTexts(layouts[set][1], e.Value, size)
+	}
+	return text
+}
+
+// fieldTexts reads the fields of a layout; addresses have size bytes.
+func fieldTexts(layout, b string, size int) string {
+	var texts []string
+	for _, field := range layout {
+		n := map[rune]int{'l': linkNameLen, 'a': size, 't': 4, 'p': 4}[field]
+		if len(b) < n {
+			break
+		}
+		var text string
+		switch value := []byte(b[:n]); field {
+		case 'l':
+			text = strconv.Quote(strings.TrimRight(b[:n], "\x00"))
+		case 'a':
+			a, _ := netip.AddrFromSlice(value)
+			text = a.String()
+		case 't':
+			text = protocolName(value[0])
+		case 'p':
+			text = strconv.Itoa(int(binary.BigEndian.Uint16(value)))
+		}
+		texts, b = append(texts, text), b[n:]
+	}
+	return strings.Join(texts, " . ")
+}
+
+func protocolName(number byte) string {
+	for p, n := range protocolNumber {
+		if n == number {
+			return strings.ToLower(string(p))
+		}
+	}
+	return strconv.Itoa(int(number))
 }
 
 // protocolNumber of Internet protocols.

@@ -26,6 +26,7 @@ func Attached() []Step {
 		{"its bandwidth is limited, both ways", bandwidthLimited},
 		{"meshctl pods shows it", podsShowIt},
 		{"the firewall is flushed: it is back by itself", firewallFlushed},
+		{"addresses run out: the node says so, until there are some", addressesRunOut},
 		{"the pod goes: its port is closed, nothing is left", hostPortClosed},
 	}
 }
@@ -183,6 +184,31 @@ func firewallFlushed(ctx context.Context, w *World) (string, error) {
 		return "", err
 	}
 	return hostPortOpen(ctx, w)
+}
+
+// addressesRunOut: host-local, so it seems, has all the rest in use.
+func addressesRunOut(ctx context.Context, w *World) (string, error) {
+	m := w.Machine("m1")
+	const folder = "/var/lib/cni/networks/cbr0"
+	if _, err := m.Run(ctx, "sh", "-c", "mkdir -p "+folder+" && cd "+folder+" && for i in $(seq 2 254); do echo old$i > 10.244.0.$i; done"); err != nil {
+		return "", err
+	}
+	says := func(want bool) error {
+		return cluster.Until(ctx, func(ctx context.Context) error {
+			out, _ := m.Run(ctx, "sh", "-c", "meshctl status || true") // it fails when something is wrong
+			if said := strings.Contains(out, "all 253 addresses of [10.244.0.0/24] are taken"); said != want {
+				return fmt.Errorf("addresses run out, said %v, want %v:\n%s", said, want, out)
+			}
+			return nil
+		})
+	}
+	if err := says(true); err != nil {
+		return "", err
+	}
+	if _, err := m.Run(ctx, "rm", "-r", folder); err != nil {
+		return "", err
+	}
+	return "", says(false)
 }
 
 func hostPortClosed(ctx context.Context, w *World) (string, error) {

@@ -43,7 +43,7 @@ type ElementAdd struct {
 }
 
 func (o ElementAdd) String() string {
-	return fmt.Sprintf("nft add element inet %s %s { %s }", o.Table, o.Set, elementText(o.SetElement))
+	return fmt.Sprintf("nft add element inet %s %s '{ %s }'", o.Table, o.Set, o.SetElement)
 }
 
 func (o ElementAdd) encode(m *message) {
@@ -54,17 +54,10 @@ func (o ElementAdd) encode(m *message) {
 type ElementDel ElementAdd
 
 func (o ElementDel) String() string {
-	return fmt.Sprintf("nft delete element inet %s %s { %s }", o.Table, o.Set, elementText(o.SetElement))
+	return fmt.Sprintf("nft delete element inet %s %s '{ %s }'", o.Table, o.Set, o.SetElement)
 }
 
 func (o ElementDel) encode(m *message) { ElementAdd(o).element(m, unix.NFT_MSG_DELSETELEM, 0) }
-
-func elementText(e mesh.SetElement) string {
-	if e.Value == "" {
-		return fmt.Sprintf("0x%x", e.Key)
-	}
-	return fmt.Sprintf("0x%x : 0x%x", e.Key, e.Value)
-}
 
 func (o ElementAdd) element(m *message, typ, flags uint16) {
 	m.begin(nftables|typ, flags, unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0)
