@@ -2,8 +2,11 @@ package userspace
 
 import (
 	"bufio"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/tailscale/wireguard-go/device"
 )
 
 func TestParseConfig(t *testing.T) {
@@ -32,5 +35,29 @@ func TestMark(t *testing.T) {
 		if p, ours := unmark(s); ours {
 			t.Errorf("%q is ours: %+v", s, p)
 		}
+	}
+}
+
+func TestMentions(t *testing.T) {
+	key := strings.Repeat("ab", 32)
+	for _, tc := range []struct {
+		in   string
+		want []mention
+	}{
+		{"private_key=" + key + "\nendpoint=1.2.3.4:5\n", nil},
+		{"public_key=" + key + "\nallowed_ip=10.0.0.0/8\n", []mention{{}}},
+		{"public_key=" + key + "\nendpoint=1.2.3.4:5\npublic_key=" + key + "\nremove=true\n", []mention{{placed: true}, {removed: true}}},
+		{"public_key=zz\nendpoint", []mention{{placed: true}}},
+	} {
+		got := mentions(tc.in)
+		for i := range got {
+			got[i].key = device.NoisePublicKey{}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%q: %+v, want %+v", tc.in, got, tc.want)
+		}
+	}
+	if got := mentions("public_key=" + key + "\n"); got[0].key[31] != 0xab {
+		t.Errorf("key %x", got[0].key)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -14,45 +16,40 @@ import (
 // greeter begins a handshake with every peer that this process is told of,
 // once. A peer that had a session with a process before this one goes on
 // sending what nobody can open any more, and would notice by its timers only
-// after 15 seconds (section 6.5 of the WireGuard paper); and a peer behind a
-// translator of addresses is not reached at all until it has called.
+// after 15 seconds (section 6.5 of the WireGuard paper).
+//
+// It also gives a peer of which nobody knows where it is the place it first
+// calls from: the engine answers nobody who has none.
 type greeter struct {
+	dev  *device.Device
+	log  *slog.Logger
 	wake chan struct{}
 
 	mu sync.Mutex
-	// known peers, with those still to be greeted.
-	known map[device.NoisePublicKey]bool
-	next  []device.NoisePublicKey
+	// placed: whether a peer we were told of has an endpoint.
+	placed map[device.NoisePublicKey]bool
+	next   []device.NoisePublicKey // to be greeted
 }
 
-func newGreeter() *greeter {
-	return &greeter{wake: make(chan struct{}, 1), known: map[device.NoisePublicKey]bool{}}
+func newGreeter(log *slog.Logger) *greeter {
+	return &greeter{log: log, wake: make(chan struct{}, 1), placed: map[device.NoisePublicKey]bool{}}
 }
 
-// maxKnown bounds what is remembered of peers that are gone.
-const maxKnown = 1 << 16
-
-// told notes a peer that has an endpoint.
-func (g *greeter) told(key device.NoisePublicKey) {
+// told notes what has been done with peers.
+func (g *greeter) told(peers []mention) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.known[key] {
-		return
+	for _, p := range peers {
+		switch placed := g.placed[p.key]; {
+		case p.removed:
+			delete(g.placed, p.key)
+		case p.placed && !placed:
+			g.placed[p.key] = true
+			g.next = append(g.next, p.key)
+		default:
+			g.placed[p.key] = placed
+		}
 	}
-	if len(g.known) == maxKnown {
-		clear(g.known)
-	}
-	g.known[key] = true
-	g.next = append(g.next, key)
-}
-
-// toldAll notes the peers in lines of the control socket's protocol.
-func (g *greeter) toldAll(config string) {
-	l := &listener{greeter: g}
-	for line := range strings.Lines(config) {
-		l.heard([]byte(strings.TrimSuffix(line, "\n")))
-	}
-	g.kick()
 }
 
 // kick has greetings sent that can be sent now.
@@ -64,7 +61,7 @@ func (g *greeter) kick() {
 }
 
 // run sends them, until ctx ends. ready says whether packets can be sent.
-func (g *greeter) run(ctx context.Context, dev *device.Device, ready func() bool) {
+func (g *greeter) run(ctx context.Context, ready func() bool) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -74,30 +71,83 @@ func (g *greeter) run(ctx context.Context, dev *device.Device, ready func() bool
 		if !ready() {
 			continue // opening the sockets kicks again
 		}
-		_ = dev.Up() // waits for what else an engine does on its way up
+		_ = g.dev.Up() // waits for what else an engine does on its way up
 		g.mu.Lock()
 		next := g.next
 		g.next = nil
 		g.mu.Unlock()
 		for _, key := range next {
-			if p, ok := dev.LookupActivePeer(key); ok {
+			if p, ok := g.dev.LookupActivePeer(key); ok {
 				_ = p.SendHandshakeInitiation(false) // the engine logs why not
 			}
 		}
 	}
 }
 
+// called hears that somebody who may be this peer begins a handshake from
+// there. Should it be a lie, the first true packet says better.
+func (g *greeter) called(key device.NoisePublicKey, from place) {
+	g.mu.Lock()
+	placed, known := g.placed[key]
+	if known {
+		g.placed[key] = true
+	}
+	g.mu.Unlock()
+	if !known || placed {
+		return
+	}
+	if err := g.dev.IpcSet(fmt.Sprintf("public_key=%x\nupdate_only=true\nendpoint=%s\n", key[:], mark(from))); err != nil {
+		g.log.Warn("place peer", "at", from.to, "err", err)
+	}
+}
+
+// mention of a peer in a configuration.
+type mention struct {
+	key             device.NoisePublicKey
+	placed, removed bool
+}
+
+// mentions of peers in lines of the control socket's protocol.
+func mentions(lines string) (all []mention) {
+	for line := range strings.Lines(lines) {
+		all = hear(all, []byte(strings.TrimSuffix(line, "\n")))
+	}
+	return all
+}
+
+// hear adds what one line says.
+func hear(all []mention, line []byte) []mention {
+	name, value, _ := bytes.Cut(line, []byte("="))
+	switch last := len(all) - 1; string(name) {
+	case "public_key":
+		var m mention
+		if len(value) == 2*len(m.key) {
+			_, _ = hex.Decode(m.key[:], value) // the engine refuses what is no key
+		}
+		return append(all, m)
+	case "endpoint":
+		if last >= 0 {
+			all[last].placed = true
+		}
+	case "remove":
+		if last >= 0 {
+			all[last].removed = true
+		}
+	}
+	return all
+}
+
 // listen passes what is said on the control socket through, and hears of
 // peers.
 func (g *greeter) listen(c net.Conn) net.Conn { return &listener{Conn: c, greeter: g} }
 
-// listener is a connection to the control socket, and what of its lines has
-// been read so far.
+// listener is a connection to the control socket, with the peers mentioned and
+// the line begun since the last answer.
 type listener struct {
 	net.Conn
 	greeter *greeter
 	line    []byte
-	key     device.NoisePublicKey
+	peers   []mention
 }
 
 // maxLine is more than any line of the protocol has.
@@ -112,26 +162,18 @@ func (l *listener) Read(b []byte) (int, error) {
 			}
 			continue
 		}
-		l.heard(l.line)
+		l.peers = hear(l.peers, l.line)
 		l.line = l.line[:0]
 	}
 	return n, err
 }
 
-func (l *listener) heard(line []byte) {
-	name, value, _ := bytes.Cut(line, []byte("="))
-	switch string(name) {
-	case "public_key":
-		if n, err := hex.Decode(l.key[:], value[:min(len(value), 2*len(l.key))]); err != nil || n != len(l.key) {
-			l.key = device.NoisePublicKey{}
-		}
-	case "endpoint":
-		l.greeter.told(l.key)
-	}
-}
-
 // Write is the answer: what was said is done.
 func (l *listener) Write(b []byte) (int, error) {
-	l.greeter.kick()
+	if len(l.peers) > 0 {
+		l.greeter.told(l.peers)
+		l.peers = nil
+		l.greeter.kick()
+	}
 	return l.Conn.Write(b)
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/tailscale/wireguard-go/device"
 )
 
 // roaming follows peers to the address they were last heard on, as section
@@ -22,6 +24,8 @@ import (
 // otherwise. What follows it is a packet that moves the endpoint.
 type roaming struct {
 	moved chan move
+	// first, if there is one, hears of each first message of a handshake.
+	first func(peer device.NoisePublicKey, from place)
 
 	// changes counts changes of at. It spares looking for a packet from where
 	// the last one came.
@@ -172,7 +176,12 @@ func (s *source) FromPeer(peer [32]byte) {
 
 // InitiationMessagePublicKey implements conn.InitiationAwareEndpoint. The
 // message was made for us, by whom is not yet proved.
-func (s *source) InitiationMessagePublicKey([32]byte) { s.roaming.called(s.index, &s.endpoint) }
+func (s *source) InitiationMessagePublicKey(peer [32]byte) {
+	s.roaming.called(s.index, &s.endpoint)
+	if s.roaming.first != nil {
+		s.roaming.first(peer, s.place)
+	}
+}
 
 func beginsHandshake(packet []byte) bool {
 	return len(packet) == initiationSize && packet[0] == initiationType

@@ -84,6 +84,8 @@ func TestTakesOver(t *testing.T) {
 	before := session(time.Time{})
 	link := testns.Sh(t, "ip -o address show wgu; ip route show dev wgu")
 
+	// Within 20 ms of the last greeting the peer would take it for a flood, and
+	// answer the next one, after 5 s.
 	cmd, second := start()
 	after := session(before.Peers[0].LastHandshakeTime)
 	if err := <-first; err != nil {

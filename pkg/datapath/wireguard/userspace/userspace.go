@@ -83,14 +83,15 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer begin.unlock()
 	l := begin.link
-	bind, greeter := newBind(), newGreeter()
-	bind.opened = greeter.kick
+	bind, greeter := newBind(), newGreeter(cfg.Log)
+	bind.opened, bind.roaming.first = greeter.kick, greeter.called
 	dev := newEngine(l, bind, cfg.Log)
+	greeter.dev = dev
 	defer dev.Close() // closes the link too
 	ctx, cancel := context.WithCancel(ctx)
 	var helpers sync.WaitGroup
 	helpers.Go(func() { bind.roaming.follow(ctx, dev.IpcSet, cfg.Log) })
-	helpers.Go(func() { greeter.run(ctx, dev, bind.open) })
+	helpers.Go(func() { greeter.run(ctx, bind.open) })
 	if !cfg.NoOffloads {
 		helpers.Go(func() { useOffloads(l, bind, cfg.Log) })
 	}
@@ -99,7 +100,8 @@ func Run(ctx context.Context, cfg Config) error {
 		if err := dev.IpcSet(begin.config); err != nil {
 			cfg.Log.Warn("some of what the process before was told", "err", err)
 		}
-		greeter.toldAll(begin.config)
+		greeter.told(mentions(begin.config))
+		greeter.kick()
 	}
 	control := &control{path: socketPath(cfg.Device), handle: func(c net.Conn) { dev.IpcHandle(greeter.listen(c)) }}
 	if err := control.open(); err != nil {
