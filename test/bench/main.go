@@ -1,7 +1,7 @@
 // Command bench measures what meshd promises and prints one table. Every figure
 // that depends on the machine stands beside a reference of the same run.
 //
-//	bench [-bin DIR] [-only crash,loss,cni,memory,throughput,restart,nocut,rotate,tunnel,peers] [-rounds N]
+//	bench [-bin DIR] [-only crash,loss,cni,samenode,memory,throughput,restart,nocut,rotate,tunnel,peers] [-rounds N]
 package main
 
 import (
@@ -50,7 +50,7 @@ type options struct {
 // application of the demo.
 var (
 	onNone  = []experiment{{"tunnel", tunnel}, {"peers", peers}}
-	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"crash", crash}}
+	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"samenode", sameNode}, {"crash", crash}}
 	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"rotate", rotate}, {"loss", loss}}
 )
 
@@ -60,6 +60,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	if len(args) > 1 && args[0] == "flows" { // inside a machine, see nocut.go
 		return flowsInside(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == "samenode" { // inside a machine, see samenode.go
+		return hopInside(ctx, args[1:])
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{}
