@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"meshd.dev/pkg/mesh"
 	"meshd.dev/pkg/status"
@@ -102,22 +101,9 @@ func (g *guestTest) left() (list []string) {
 	return list
 }
 
-// until waits for ok and says what it was missing.
 func (g *guestTest) until(ok func() error) {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.t.Context(), time.Minute)
-	defer cancel()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			g.t.Fatal(err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	until(g.t, ok)
 }
 
 func (g *guestTest) hindrances() (string, error) {
@@ -161,11 +147,14 @@ func TestAgent(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	config, kubeconfig := testAPI(t)
+	config, admin := testAPI(t)
 	api, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	// With the rights of the manifests and no more.
+	grant(t, api, "kubeadm")
+	kubeconfig := as(t, admin, "meshd")
 	all := []string{"conflist", "device", "plugin", "routes", "table"}
 
 	t.Run("all is as it should be", func(t *testing.T) {
@@ -227,16 +216,7 @@ func TestAgent(t *testing.T) {
 	}
 
 	t.Run("no rights", func(t *testing.T) {
-		kc, err := clientcmd.LoadFromFile(kubeconfig)
-		if err != nil {
-			t.Fatal(err)
-		}
-		kc.AuthInfos["admin"].Impersonate = "nobody-in-particular"
-		path := filepath.Join(t.TempDir(), "kubeconfig")
-		if err := clientcmd.WriteToFile(*kc, path); err != nil {
-			t.Fatal(err)
-		}
-		g := newGuestTest(t, api, path, "unentitled", "10.244.4.0/24")
+		g := newGuestTest(t, api, as(t, admin, "nobody-in-particular"), "unentitled", "10.244.4.0/24")
 		g.run()
 		g.stopsFor("kube/rights: these credentials may not: get nodes, list nodes, watch nodes, patch nodes, patch nodes/status, list services")
 		g.stopsFor("kube/sync: ")

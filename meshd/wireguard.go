@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 
@@ -34,6 +35,9 @@ traffic to other nodes then stops, in clear it never goes.`,
 				log.Info("this kernel has WireGuard: nothing to do here", "device", device)
 				<-cmd.Context().Done()
 				return nil
+			}
+			if _, err := os.Stat("/dev/net/tun"); err != nil {
+				return fmt.Errorf("this kernel has neither WireGuard nor TUN: %w; load the module wireguard or tun, or use a kernel with one of them", err)
 			}
 			return userspace.Run(cmd.Context(), userspace.Config{Device: device, NoOffloads: noOffloads, TakeOver: takeOver, Log: log})
 		},

@@ -300,7 +300,7 @@ func (d *Datapath) apply(ctx context.Context) error {
 
 func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 	again, err := d.firewall.Apply(ctx, wish.Firewall)
-	d.cfg.Board.Report("datapath/firewall", err, "see `nft list table inet meshd`, and whether the kernel has nf_tables with nat, fib and numgen")
+	d.cfg.Board.Report("datapath/firewall", err, "see `nft list table inet meshd`, and whether the kernel has nf_tables with nat, fib and numgen, and socket unless --cluster-dns=off")
 	if !again.IsZero() && d.timer != nil {
 		d.timer.Reset(time.Until(again))
 	}
