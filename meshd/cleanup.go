@@ -191,14 +191,27 @@ func folder(path string) []trace {
 		return nil
 	}
 	if !mountPoint(path) {
-		return []trace{removal{"rm -r " + path, func() error { return os.RemoveAll(path) }}}
+		return []trace{removal{"rm -r " + path, func() error { return removeAll(path) }}}
 	}
 	var all []trace
 	for _, e := range entries {
 		p := filepath.Join(path, e.Name())
-		all = append(all, removal{"rm -r " + p, func() error { return os.RemoveAll(p) }})
+		all = append(all, removal{"rm -r " + p, func() error { return removeAll(p) }})
 	}
 	return all
+}
+
+// removeAll leaves everything where it is while something is mounted in it:
+// what is on another disk is not ours to delete.
+func removeAll(path string) error {
+	mounts, err := mountsBelow(path)
+	if err != nil {
+		return err
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("%s is mounted: unmount it first, or what is on it would go as well", strings.Join(mounts, ", "))
+	}
+	return os.RemoveAll(path)
 }
 
 func mountPoint(path string) bool {

@@ -137,6 +137,34 @@ func TestCleanupWaitsForMeshd(t *testing.T) {
 	}
 }
 
+// What could not be unmounted keeps what is on it.
+func TestCleanupLeavesMountsWhole(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := filepath.Join(t.TempDir(), "state")
+	disk := filepath.Join(dir, "volumes")
+	if err := os.MkdirAll(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	data := filepath.Join(disk, "data")
+	if err := os.WriteFile(data, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tr := range folder(dir) {
+		if err := tr.Remove(); err == nil || !strings.Contains(err.Error(), disk+" is mounted") {
+			t.Errorf("%s: %v", tr, err)
+		}
+	}
+	if _, err := os.Stat(data); err != nil {
+		t.Error("data of another disk is gone:", err)
+	}
+}
+
 func TestMountsBelow(t *testing.T) {
 	all, err := mountsBelow("")
 	if err != nil || !slices.Contains(all, "/proc") {
