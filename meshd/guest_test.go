@@ -113,6 +113,15 @@ func TestForeignConfigurationIsNamed(t *testing.T) {
 	}
 }
 
+// One node's bad annotation must not make meshd unready on all the others.
+func TestHindrancesAreThisMachines(t *testing.T) {
+	checks := []status.Check{{Name: "kube/objects", Reason: "node m2: annotation"}, {Name: "tunnel/m2", Reason: "down"}, {Name: "dns/upstream", Reason: "away"},
+		{Name: "datapath/firewall", Reason: "no nf_tables", Next: "load it"}, {Name: "cni/sweep", Healthy: true}}
+	if got := hindrances(checks); !slices.Equal(got, []string{"datapath/firewall: no nf_tables (load it)"}) {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestAgentSettings(t *testing.T) {
 	for _, c := range []struct {
 		name string

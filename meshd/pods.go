@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sync/errgroup"
 
 	"meshd.dev/pkg/agent/runtime"
 	"meshd.dev/pkg/cni"
@@ -96,7 +97,20 @@ func (n *node) known(ctx context.Context) func(cni.Record) bool {
 func (n *node) watchPods(ctx context.Context) error {
 	count := reconcile.New(reconcile.Config{Name: "addresses", Do: n.countAddresses, Resync: addressResync, Log: n.log})
 	n.window.Subscribe(count.Kick)
-	dir := filepath.Join(n.cfg.state("cni"), "meshd")
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return count.Run(ctx) })
+	group.Go(func() error {
+		err := watchFolder(ctx, filepath.Join(n.cfg.state("cni"), "meshd"), func() { count.Kick(); n.datapath.Kick() })
+		if err != nil { // it only makes things quicker: both look by themselves as well
+			n.log.Warn("pod records are looked at now and then, not as they come and go", "err", err)
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// watchFolder calls kick when a file in dir comes or goes, until ctx ends.
+func watchFolder(ctx context.Context, dir string, kick func()) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("folder of pod records: %w", err)
 	}
@@ -108,21 +122,16 @@ func (n *node) watchPods(ctx context.Context) error {
 	if err := watch.Add(dir); err != nil {
 		return fmt.Errorf("watch pod records: %w", err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- count.Run(ctx) }()
 	for {
 		select {
-		case err := <-done:
-			return err
-		case e, ok := <-watch.Events:
-			if ok && !strings.HasPrefix(filepath.Base(e.Name), ".") && !e.Has(fsnotify.Write|fsnotify.Chmod) {
-				count.Kick()
-				n.datapath.Kick()
+		case <-ctx.Done():
+			return nil
+		case e := <-watch.Events:
+			if !strings.HasPrefix(filepath.Base(e.Name), ".") && !e.Has(fsnotify.Write|fsnotify.Chmod) {
+				kick()
 			}
-		case err := <-watch.Errors:
-			n.log.Debug("watch of pod records", "err", err) // events were lost: look
-			count.Kick()
-			n.datapath.Kick()
+		case <-watch.Errors: // events were lost: look
+			kick()
 		}
 	}
 }

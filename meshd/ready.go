@@ -42,13 +42,17 @@ func readyCommand() *cobra.Command {
 	return cmd
 }
 
+// elsewhere are checks that say nothing of this machine's pods: they are about
+// what others wrote into the cluster, or about names outside of it.
+var elsewhere = []string{"kube/objects", "dns/upstream"}
+
 // hindrances are the reasons why pods of this machine have no network. A peer
-// that is down, or an upstream resolver, is not one: it is somebody else's.
+// that is down is not one: it is somebody else's.
 func hindrances(checks []status.Check) []string {
 	var why []string
 	for _, c := range checks {
 		part, _, _ := strings.Cut(c.Name, "/")
-		if !c.Healthy && c.Name != "dns/upstream" && slices.Contains([]string{"kube", "datapath", "cni", "dns"}, part) {
+		if !c.Healthy && !slices.Contains(elsewhere, c.Name) && slices.Contains([]string{"kube", "datapath", "cni", "dns"}, part) {
 			why = append(why, fmt.Sprintf("%s: %s (%s)", c.Name, c.Reason, c.Next))
 		}
 	}
