@@ -27,26 +27,28 @@ const defaultConfigFile = "/etc/meshd/config.yaml"
 
 // nodeConfig is what every machine of a cluster has.
 type nodeConfig struct {
-	NodeName    string
-	NodeIPs     []string
-	NodeLabels  map[string]string
-	DataDir     string
-	RunDir      string
-	CRI         string
-	CNIConfDir  string
-	CNIBinDir   string
-	CNIPlugin   string
-	CNIConf     string
-	ListenPort  int
-	KeyRotation time.Duration
-	AgentPort   int
-	ResolvConf  string
-	LogLevel    string
-	NoOffloads  bool
+	NodeName     string
+	NodeIPs      []string
+	NodeLabels   map[string]string
+	DataDir      string
+	RunDir       string
+	CRI          string
+	CNIConfDir   string
+	CNIBinDir    string
+	CNIPlugin    string
+	CNIConf      string
+	ListenPort   int
+	KeyRotation  time.Duration
+	AgentPort    int
+	NoMasquerade []string
+	ResolvConf   string
+	LogLevel     string
+	NoOffloads   bool
 
 	Endpoints []string
 
 	addrs     []netip.Addr     // NodeIPs, parsed
+	direct    []netip.Prefix   // NoMasquerade, parsed
 	endpoints []netip.AddrPort // Endpoints, parsed
 	apiPort   int              // of a server's API
 }
@@ -105,6 +107,7 @@ func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.Endpoints, "endpoint", nil, "address:port at which the other machines reach this one's tunnel, before --node-ip and the addresses of its links; as an address translator forwards it")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
 	f.DurationVar(&c.KeyRotation, "key-rotation", 0, "how often to change the tunnels' key; 0 only when told by meshctl keys rotate")
+	f.StringSliceVar(&c.NoMasquerade, "no-masquerade", nil, "address ranges outside of the cluster that see pods' own addresses instead of this node's; they need routes to them")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -248,6 +251,13 @@ func (c *nodeConfig) completeNetwork() error {
 		}
 		c.endpoints = append(c.endpoints, netip.AddrPortFrom(e.Addr().Unmap(), e.Port()))
 	}
+	for _, text := range c.NoMasquerade {
+		p, err := parsePrefix("--no-masquerade", text)
+		if err != nil {
+			return err
+		}
+		c.direct = append(c.direct, p)
+	}
 	if c.KeyRotation != 0 && c.KeyRotation < minKeyRotation {
 		return fmt.Errorf("--key-rotation %s: want at least %s, or 0 for never by itself", c.KeyRotation, minKeyRotation)
 	}
@@ -314,12 +324,9 @@ func (c *serverConfig) complete() error {
 func prefixes(flag string, texts []string) ([]netip.Prefix, error) {
 	var list []netip.Prefix
 	for _, text := range texts {
-		p, err := netip.ParsePrefix(text)
+		p, err := parsePrefix(flag, text)
 		if err != nil {
-			return nil, fmt.Errorf("%s %q: want address/bits: %w", flag, text, err)
-		}
-		if p != p.Masked() {
-			return nil, fmt.Errorf("%s %s: has bits behind its length; %s would be right", flag, p, p.Masked())
+			return nil, err
 		}
 		if slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Addr().Is4() == p.Addr().Is4() }) {
 			return nil, fmt.Errorf("%s: more than one range of a family", flag)
@@ -330,6 +337,18 @@ func prefixes(flag string, texts []string) ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("%s: want at least one range", flag)
 	}
 	return list, nil
+}
+
+// parsePrefix reads one, without bits behind its length.
+func parsePrefix(flag, text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return p, fmt.Errorf("%s %q: want address/bits: %w", flag, text, err)
+	}
+	if p != p.Masked() {
+		return p, fmt.Errorf("%s %s: has bits behind its length; %s would be right", flag, p, p.Masked())
+	}
+	return p, nil
 }
 
 // defaultAddress is the source address of the default route.

@@ -61,6 +61,8 @@ func TestComplete(t *testing.T) {
 		{"a bad name", []string{"--node-name", "M_1"}, `node name "M_1"`},
 		{"a bad address", []string{"--node-ip", "host"}, `--node-ip "host": want an IPv4 or IPv6 address`},
 		{"no port", []string{"--listen", "6443"}, `--listen "6443": want address:port`},
+		{"what is not to be masqueraded", []string{"--no-masquerade", "198.51.100.0/24,203.0.113.0/24"}, ""},
+		{"the same with host bits", []string{"--no-masquerade", "198.51.100.1/24"}, "198.51.100.0/24 would be right"},
 		{"a port out of range", []string{"--listen-port", "70000"}, "want 1 to 65534"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

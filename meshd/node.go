@@ -145,6 +145,7 @@ func (n *node) newDatapath() error {
 		Services:       true,
 		PodCIDRs:       n.cluster.pods,
 		ServiceCIDRs:   n.cluster.services,
+		Direct:         n.cfg.direct,
 		SpawnUserspace: userspaceCommand(self, n.cfg.NoOffloads),
 		Pods:           n.attached,
 		Source:         n.window,

@@ -22,6 +22,8 @@ type Options struct {
 	// ServiceCIDRs and PodCIDRs of the whole cluster; empty: what the state
 	// says.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
+	// Direct: see Config.
+	Direct []netip.Prefix
 	// ClusterDNS are the addresses of the cluster's resolver that this node's
 	// own one stands in for.
 	ClusterDNS []netip.Addr
@@ -356,7 +358,7 @@ func (c *computation) addFirewall(state *mesh.State) {
 	f := &c.wish.Firewall
 	f.Device, f.PodLinks = c.opts.Device, mesh.PodLinkPrefix
 	f.PodCIDRs, f.MeshAddrs, f.Cluster = c.me.PodCIDRs, c.me.MeshAddrs(), c.cluster
-	f.Resolver = c.opts.ClusterDNS
+	f.Direct, f.Resolver = c.opts.Direct, c.opts.ClusterDNS
 	if !c.opts.Services {
 		return
 	}

@@ -68,6 +68,8 @@ type Config struct {
 	ClusterDNS func(*mesh.State) []netip.Addr
 	// PodCIDRs of the whole cluster; empty: the union of the nodes'.
 	PodCIDRs []netip.Prefix
+	// Direct are ranges outside of the cluster that see pods' own addresses.
+	Direct []netip.Prefix
 	// Keepalive of every peer; 0 sends none. Needed by nodes behind NAT.
 	Keepalive time.Duration
 	// KeyRotation is how often the node changes its key; 0: when told.
@@ -239,7 +241,7 @@ func (d *Datapath) wish(state *mesh.State, keys wireguard.Keys, over map[string]
 	return Compute(state, d.cfg.Node, Options{
 		ClusterDNS: clusterDNS,
 		Device:     d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
-		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Keepalive: d.cfg.Keepalive,
+		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Direct: d.cfg.Direct, Keepalive: d.cfg.Keepalive,
 		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
 		LinkMTU: route.DefaultMTU(d.cfg.Device), OwnAddresses: route.OwnAddresses(),
 		Paths: d.paths.Choices(),

@@ -35,6 +35,9 @@ type Config struct {
 	MeshAddrs []netip.Addr
 	// Cluster are the pod CIDRs of all nodes.
 	Cluster []netip.Prefix
+	// Direct are ranges outside of the cluster that see pods' own addresses,
+	// not this node's.
+	Direct []netip.Prefix
 	// ServiceCIDRs are refused where no service takes the packet.
 	ServiceCIDRs []netip.Prefix
 	// Resolver are addresses on whose port 53 pods shall meet the resolver of

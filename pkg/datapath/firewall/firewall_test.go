@@ -26,6 +26,7 @@ func config() Config {
 		PodCIDRs:     []netip.Prefix{p("10.244.1.0/24"), p("fd00:10:244:1::/64")},
 		MeshAddrs:    []netip.Addr{a("10.244.1.1"), a("fd00:10:244:1::1")},
 		Cluster:      []netip.Prefix{p("10.244.0.0/16"), p("fd00:10:244::/48")},
+		Direct:       []netip.Prefix{p("198.51.100.0/24")},
 		ServiceCIDRs: []netip.Prefix{p("10.96.0.0/16")},
 		Groups: groups([]Service{
 			{Addr: a("10.96.0.1"), Protocol: mesh.TCP, Port: 443, Endpoints: []netip.AddrPort{ap("192.0.2.1:6443")}},
@@ -98,13 +99,14 @@ func TestTable(t *testing.T) {
 		`ip saddr @cluster4 iifname != "mesh0*" iifname != "msh*" iifname != "lo" drop`,
 		`ip6 daddr @cluster6 oifname != "mesh0*" oifname != "msh*" oifname != "lo" drop`,
 		`oifname "mesh0*" tcp flags syn / syn,rst tcp option maxseg size set rt mtu`,
-		`ip saddr @own4 ip daddr != @cluster4 oifname != "mesh0*" oifname != "msh*" oifname != "lo" masquerade fully-random`,
+		`ip saddr @own4 ip daddr != @cluster4 ip daddr != @direct4 oifname != "mesh0*" oifname != "msh*" oifname != "lo" masquerade fully-random`,
 		`oifname "mesh0*" ip6 saddr != @own6 snat ip6 to fd00:10:244:1::1 fully-random`,
 		`10.96.0.10 . udp . 53 : goto of4-2`,
 		`fd00:10:96::10 . udp . 53 : goto of6-1`,
 		`10.96.0.11 . sctp . 9 : goto of4-2-sticky`,
 		`0.0.0.0 . tcp . 30080 : goto np4-1`,
 		`elements = { 10.244.0.0/16 }`,
+		`elements = { 198.51.100.0/24 }`,
 		`10.244.1.2 . 10.244.1.2 : 10.244.1.1`,
 		`reject with tcp reset`,
 	} {

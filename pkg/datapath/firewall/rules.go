@@ -402,7 +402,7 @@ func fixedChains(cfg Config) []chain {
 			newRule("peers take only our pods' range", f.is(), oifname(device), f.saddrNotIn("own"+n), f.meshSource(cfg.MeshAddrs)),
 			newRule("to itself through a service", f.is(), iifname(pods), oifname(pods), f.hairpin()),
 			newRule("to itself through a host port", f.is(), iifname(pods), oifname(pods), f.comesBack(), masquerade),
-			newRule("out of the cluster", f.is(), f.saddrIn("own"+n), f.daddrNotIn("cluster"+n),
+			newRule("out of the cluster", f.is(), f.saddrIn("own"+n), f.daddrNotIn("cluster"+n), f.daddrNotIn("direct"+n),
 				oifnameNot(device), oifnameNot(pods), oifnameNot("lo"), masquerade))
 	}
 	source.rules = append(source.rules, newRule("from loopback to a host port", family("4").is(), oifname(pods), loopbackSource, masquerade))

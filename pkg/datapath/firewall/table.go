@@ -78,6 +78,7 @@ var specs = func() []setSpec {
 		all = append(all,
 			setSpec{name: "own" + n, key: []field{addr}, interval: true},
 			setSpec{name: "cluster" + n, key: []field{addr}, interval: true},
+			setSpec{name: "direct" + n, key: []field{addr}, interval: true},
 			setSpec{name: "svcnet" + n, key: []field{addr}, interval: true},
 			setSpec{name: "vip" + n, key: []field{addr}},
 			setSpec{name: "self" + n, key: []field{addr, addr}, value: []field{addr}},

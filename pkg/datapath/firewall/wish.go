@@ -45,7 +45,7 @@ func newWish(cfg Config) *wish {
 	for _, c := range fixedChains(cfg) {
 		w.addChain(c)
 	}
-	for name, ps := range map[string][]netip.Prefix{"own": cfg.PodCIDRs, "cluster": cfg.Cluster, "svcnet": cfg.ServiceCIDRs} {
+	for name, ps := range map[string][]netip.Prefix{"own": cfg.PodCIDRs, "cluster": cfg.Cluster, "direct": cfg.Direct, "svcnet": cfg.ServiceCIDRs} {
 		w.addRanges(name, ps)
 	}
 	for _, g := range cfg.Groups {
@@ -121,7 +121,7 @@ func (w *wish) follow(cfg Config) []op {
 
 func sameFixed(a, b Config) bool {
 	return a.Device == b.Device && a.PodLinks == b.PodLinks && slices.Equal(a.PodCIDRs, b.PodCIDRs) &&
-		slices.Equal(a.MeshAddrs, b.MeshAddrs) && slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) &&
+		slices.Equal(a.MeshAddrs, b.MeshAddrs) && slices.Equal(a.Cluster, b.Cluster) && slices.Equal(a.Direct, b.Direct) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) &&
 		slices.Equal(a.Resolver, b.Resolver)
 }
 
