@@ -43,11 +43,11 @@ func applicationReady(ctx context.Context, w *World) (string, error) {
 		return "", err
 	}
 	for _, name := range []string{"everywhere", "host"} {
-		on, err := w.ReadyOn(ctx, name, len(nodes))
+		on, err := w.ReadyOn(ctx, name, len(w.nodes))
 		if err != nil {
 			return "", err
 		}
-		if !slices.Equal(on, nodes) {
+		if !slices.Equal(on, w.nodes) {
 			return "", fmt.Errorf("the pods of %s are on %v, want one a node", name, on)
 		}
 	}
@@ -56,8 +56,8 @@ func applicationReady(ctx context.Context, w *World) (string, error) {
 
 // eachPair calls do for the pods of everywhere on each two nodes.
 func (w *World) eachPair(ctx context.Context, do func(from, to *corev1.Pod) error) error {
-	for _, a := range nodes {
-		for _, b := range nodes {
+	for _, a := range w.nodes {
+		for _, b := range w.nodes {
 			from, err := w.PodOn(ctx, "everywhere", a)
 			if err != nil {
 				return err
@@ -204,7 +204,7 @@ func services(ctx context.Context, w *World) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, name := range nodes {
+	for _, name := range w.nodes {
 		p, err := w.PodOn(ctx, "everywhere", name)
 		if err != nil {
 			return "", err
@@ -230,7 +230,7 @@ func services(ctx context.Context, w *World) (string, error) {
 	if err := w.refusesForNobody(ctx); err != nil {
 		return "", err
 	}
-	return "from pods, nodes and outside, TCP and UDP, all three nodes answer each", nil
+	return "from pods, nodes and outside, TCP and UDP, every node answers each", nil
 }
 
 // answerer asks on which node the pod is that answers.
@@ -250,7 +250,7 @@ func (w *World) spreads(ctx context.Context, what string, ask func(context.Conte
 			return fmt.Errorf("%s: %w; so far %v", what, err, seen)
 		}
 		seen[node]++
-		if len(seen) < len(nodes) {
+		if len(seen) < len(w.nodes) {
 			return fmt.Errorf("%s: answers from %v only", what, seen)
 		}
 		return nil
@@ -296,7 +296,7 @@ func (w *World) refusesForNobody(ctx context.Context) error {
 	if err := w.Apply(ctx, "nobody", nobody); err != nil {
 		return err
 	}
-	for _, name := range nodes {
+	for _, name := range w.nodes {
 		p, err := w.PodOn(ctx, "everywhere", name)
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,13 +21,13 @@ import (
 // addresses, and pods on a node's own network are as reachable as the node.
 func nodesAndPods(ctx context.Context, w *World) (string, error) {
 	ways := 0
-	for _, a := range nodes {
+	for _, a := range w.nodes {
 		m := w.Machine(a)
 		from, err := w.PodOn(ctx, "everywhere", a)
 		if err != nil {
 			return "", err
 		}
-		for _, b := range nodes {
+		for _, b := range w.nodes {
 			to, err := w.PodOn(ctx, "everywhere", b)
 			if err != nil {
 				return "", err
@@ -170,22 +171,80 @@ func hostPort(ctx context.Context, w *World) (string, error) {
 	})
 }
 
-// masquerade: what leaves for the outside has the node's address.
+// The ranges of Config.Settings that are to see pods' own addresses, and an
+// address in each that the machine outside has besides its own.
+const noMasquerade = "no-masquerade: [198.51.100.0/24, \"2001:db8:77::/64\"]"
+
+var elsewhere = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:77::1")}
+
+// masquerade: what leaves for the outside has the node's address, but for the
+// ranges that are to see the pod's own.
 func masquerade(ctx context.Context, w *World) (string, error) {
 	out := w.Machine(outside)
-	for _, name := range nodes {
+	undo, err := w.routeElsewhere(ctx)
+	defer undo()
+	if err != nil {
+		return "", err
+	}
+	for _, name := range w.nodes {
 		p, err := w.PodOn(ctx, "everywhere", name)
 		if err != nil {
 			return "", err
 		}
 		m := w.Machine(name)
-		for to, want := range map[netip.Addr]netip.Addr{out.IPv4(): m.IPv4(), out.IPv6(): m.IPv6()} {
-			if err := w.seenAs(ctx, p, to, want); err != nil {
+		for i, own := range []netip.Addr{m.IPv4(), m.IPv6()} {
+			if err := w.seenAs(ctx, p, []netip.Addr{out.IPv4(), out.IPv6()}[i], own); err != nil {
+				return "", err
+			}
+			pod, err := netip.ParseAddr(p.Status.PodIPs[i].IP)
+			if err != nil {
+				return "", err
+			}
+			if err := w.seenAs(ctx, p, elsewhere[i], pod); err != nil {
 				return "", err
 			}
 		}
 	}
-	return "the outside sees the node's address, both families", nil
+	return "the outside sees the node's address, what is excluded the pod's, both families", nil
+}
+
+// routeElsewhere gives the machine outside its further addresses, a route to
+// them to the nodes, and to it routes to the pods.
+func (w *World) routeElsewhere(ctx context.Context) (undo func(), err error) {
+	type command struct {
+		m    *netlab.Machine
+		args []string // of ip; args[1] is add
+	}
+	var done []command
+	undo = func() {
+		for _, c := range slices.Backward(done) {
+			c.args[1] = "delete"
+			_, _ = c.m.Run(context.WithoutCancel(ctx), append([]string{"ip"}, c.args...)...)
+		}
+	}
+	add := func(m *netlab.Machine, args ...string) {
+		if err == nil {
+			if _, err = m.Run(ctx, append([]string{"ip"}, args...)...); err == nil {
+				done = append(done, command{m, args})
+			}
+		}
+	}
+	out := w.Machine(outside)
+	for _, a := range elsewhere {
+		add(out, "address", "add", a.String(), "dev", "lo")
+	}
+	for _, name := range w.nodes {
+		m := w.Machine(name)
+		n, apiErr := w.API.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if apiErr != nil {
+			return undo, apiErr
+		}
+		for i, via := range []netip.Addr{m.IPv4(), m.IPv6()} {
+			add(out, "route", "add", n.Spec.PodCIDRs[i], "via", via.String())
+			add(m, "route", "add", elsewhere[i].String(), "via", []netip.Addr{out.IPv4(), out.IPv6()}[i].String())
+		}
+	}
+	return undo, err
 }
 
 // seenAs has a pod fetch from a machine that is not of the cluster, which has to
@@ -305,6 +364,6 @@ func crash(ctx context.Context, w *World) (string, error) {
 	if err := w.answeredBy(ctx, "the pod that crashed", p.Name, w.fetcher(from, url(p.Status.PodIP, "8080"))); err != nil {
 		return "", err
 	}
-	_, err = w.ReadyOn(ctx, "everywhere", len(nodes))
+	_, err = w.ReadyOn(ctx, "everywhere", len(w.nodes))
 	return fmt.Sprintf("its program runs again after %s, at the same address", cluster.Short(id.Started.Sub(killed))), err
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,21 +77,54 @@ func tell(t *testing.T, w *World, steps []Step) {
 	}
 }
 
-func TestBesideKubeProxy(t *testing.T) {
-	tell(t, newWorld(t, Config{Services: KubeProxy}), []Step{
+// up is how every cluster begins.
+func up(more ...Step) []Step {
+	return append([]Step{
 		{"three machines with containerd", bootMachines},
-		{"a control plane on m1", startControlPlane},
-		{"three kubelets; without a CNI no node is Ready", startNodes},
+		{"etcd and the control plane on m1", startControlPlane},
+		{"kubelets; without a CNI no node is Ready", startNodes},
+	}, more...)
+}
+
+// network is what has to work on every cluster.
+func network() []Step {
+	return []Step{
 		{"kubectl apply -k manifests/kubeadm: nodes Ready, meshctl status healthy", install},
-		{"application", applicationReady},
-		{"pods", podsReachEachOther},
-		{"nodes to pods, pods to nodes", nodesAndPods},
-		{"masquerade", masquerade},
-		{"crash", crash},
-		{"services", services},
-		{"names", names},
-		{"tunnel", throughTunnel},
-		{"bandwidth", bandwidth},
-		{"hostport", hostPort},
-	})
+		{"an application is ready", applicationReady},
+		{"pods reach each other", podsReachEachOther},
+		{"m1 reaches m3 by service name, underlay shows no payload", throughTunnel},
+		{"names: our resolver answers at kube-dns' address", names},
+		{"services and node ports", services},
+		{"nodes reach pods, pods reach nodes", nodesAndPods},
+		{"pods leave the cluster with their node's address, or as excluded", masquerade},
+	}
+}
+
+func TestBesideKubeProxy(t *testing.T) {
+	tell(t, newWorld(t, Config{Services: KubeProxy, Settings: []string{noMasquerade}}), slices.Concat(up(), network(), []Step{
+		{"host ports", hostPort},
+		{"bandwidth annotations", bandwidth},
+		{"kill -9 a pod's program", crash},
+		{"meshd may write to its own Node only", ownNodeOnly},
+		{"a node that comes later", newNode},
+		{"upgrade of the DaemonSet during a transfer", upgrade},
+		{"a foreign CNI configuration before ours is named", foreignNetwork},
+		{"without rights meshd says so and the network stays", noRights},
+		{"uninstall leaves nothing on any node", uninstall},
+	}))
+}
+
+func TestInPlaceOfKubeProxy(t *testing.T) {
+	tell(t, newWorld(t, Config{Services: Ours, Settings: []string{noMasquerade}}), slices.Concat(up(), network(), []Step{
+		{"host ports", hostPort},
+		{"upgrade of the DaemonSet during a transfer", upgrade},
+		{"uninstall leaves nothing on any node", uninstall},
+	}))
+}
+
+func TestBadRanges(t *testing.T) {
+	tell(t, newWorld(t, Config{Services: KubeProxy, NoPodCIDRs: true, Nodes: []string{"m1"}}), up(
+		Step{"a node without pod CIDRs: status, condition and event say so", noPodCIDR},
+		Step{"a pod CIDR that holds the node's address: as well", overlapping},
+	))
 }

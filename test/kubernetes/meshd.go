@@ -37,7 +37,11 @@ func (w *World) importMeshd(ctx context.Context, m *netlab.Machine) error {
 
 // overlay is manifests/kubeadm with what this cluster needs otherwise: without
 // kube-proxy somebody has to say where the API is before there are services.
-func (w *World) overlay() (string, error) {
+func (w *World) overlay() (folder string, err error) {
+	if w.folder != "" {
+		return w.folder, nil
+	}
+	defer func() { w.folder = folder }()
 	m1 := w.Machine("m1")
 	if err := os.CopyFS(m1.Disk("/root/manifests"), os.DirFS(w.cfg.Manifests)); err != nil {
 		return "", err

@@ -15,7 +15,7 @@ import (
 )
 
 func bootMachines(ctx context.Context, w *World) (string, error) {
-	if err := w.Boot(ctx, nodes...); err != nil {
+	if err := w.Boot(ctx, w.nodes...); err != nil {
 		return "", err
 	}
 	if err := w.bootOutside(ctx); err != nil {
@@ -67,10 +67,10 @@ spec:
 
 // startNodes starts the kubelets; without a CNI no node is Ready, and each says so.
 func startNodes(ctx context.Context, w *World) (string, error) {
-	if err := w.each(ctx, nodes, func(ctx context.Context, m *netlab.Machine) error { return w.StartNode(ctx, m) }); err != nil {
+	if err := w.each(ctx, w.nodes, func(ctx context.Context, m *netlab.Machine) error { return w.StartNode(ctx, m) }); err != nil {
 		return "", err
 	}
-	found, err := w.NodesAre(ctx, nodes, func(n corev1.Node) string {
+	found, err := w.NodesAre(ctx, w.nodes, func(n corev1.Node) string {
 		switch why := notReady(n); {
 		case why == "":
 			return "is Ready without a CNI"
@@ -115,19 +115,22 @@ func (w *World) bootOutside(ctx context.Context) error {
 // install applies the manifests and waits until every node is Ready and meshd
 // content on each.
 func install(ctx context.Context, w *World) (string, error) {
+	if err := w.lookBefore(ctx, w.nodes...); err != nil {
+		return "", err
+	}
 	start := time.Now()
 	if err := w.Install(ctx); err != nil {
 		return "", err
 	}
-	if _, err := w.NodesAre(ctx, nodes, notReady); err != nil {
+	if _, err := w.NodesAre(ctx, w.nodes, notReady); err != nil {
 		return "", err
 	}
 	took := time.Since(start)
 	for _, name := range []string{"meshd", "meshd-wireguard"} {
-		if err := w.rolledOut(ctx, name, len(nodes)); err != nil {
+		if err := w.rolledOut(ctx, name, len(w.nodes)); err != nil {
 			return "", err
 		}
 	}
-	backend, err := w.StatusHealthy(ctx, nodes)
+	backend, err := w.StatusHealthy(ctx, w.nodes)
 	return fmt.Sprintf("nodes Ready %s after kubectl apply, tunnels: %s", cluster.Short(took), backend), err
 }

@@ -29,10 +29,11 @@ const (
 
 // Config says what cluster to make.
 type Config struct {
-	Bin       string // folder of meshd-image.tar, meshctl and tools/
-	Work      string // folder for what is built on the way
-	Manifests string // folder manifests of the repository
-	Logs      string // folder that gets the logs of a cluster that fails
+	Bin       string   // folder of meshd-image.tar, meshctl and tools/
+	Work      string   // folder for what is built on the way
+	Manifests string   // folder manifests of the repository
+	Logs      string   // folder that gets the logs of a cluster that fails
+	Nodes     []string // default m1, m2, m3
 	Services  Services
 	// Settings are lines for the agents' config.yaml.
 	Settings []string
@@ -50,6 +51,9 @@ type World struct {
 	ca      *authority
 	tars    []string // images for every machine
 	daemons []daemon
+	nodes   []string          // of the cluster so far
+	folder  string            // of the manifests that were applied, on m1
+	before  map[string]string // what each node looked like without meshd
 }
 
 // A Step is one sentence of a story.
@@ -69,23 +73,20 @@ func (s Step) Run(ctx context.Context, w *World) (string, error) {
 	return s.Do(ctx, w)
 }
 
-// nodes of the cluster from the start, and the machine that is none.
-var nodes = []string{"m1", "m2", "m3"}
+// outside is the machine that is not of the cluster.
+const outside = "out"
 
-const (
-	outside = "out"
-	late    = "m4"
-)
-
-// New makes the machines, with containerd and images on the nodes, and nothing
-// of Kubernetes on them yet.
+// New makes a lab without machines.
 func New(ctx context.Context, c Config) (*World, error) {
 	bin, err := filepath.Abs(c.Bin)
 	if err != nil {
 		return nil, err
 	}
 	c.Bin = bin
-	w := &World{cfg: c}
+	if len(c.Nodes) == 0 {
+		c.Nodes = []string{"m1", "m2", "m3"}
+	}
+	w := &World{cfg: c, nodes: c.Nodes, before: map[string]string{}}
 	if w.ca, err = newAuthority(); err != nil {
 		return nil, err
 	}
