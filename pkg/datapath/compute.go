@@ -63,6 +63,8 @@ type Wish struct {
 	// PodCIDRs of this node.
 	PodCIDRs  []netip.Prefix
 	WireGuard wireguard.Config
+	// Keys of the devices.
+	Keys wireguard.Keys
 	// Second device; nil: it shall not be there.
 	Second   *wireguard.Config
 	Route    route.Config
@@ -336,7 +338,7 @@ func (c *computation) addOwn() {
 	for _, a := range c.opts.OwnAddresses {
 		c.wish.Own = append(c.wish.Own, netip.AddrPortFrom(a, uint16(c.opts.ListenPort)))
 	}
-	c.wish.WireGuard.ListenPort = c.opts.ListenPort
+	c.wish.WireGuard.ListenPort, c.wish.Keys = c.opts.ListenPort, c.opts.Keys
 	r := &c.wish.Route
 	r.Device, r.Second = c.opts.Device, c.opts.Second
 	r.Addrs = c.me.MeshAddrs()

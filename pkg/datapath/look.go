@@ -53,7 +53,7 @@ func (w *Wish) same(o Wish) bool {
 	f, g := w.Firewall, o.Firewall
 	groups := slices.Equal(f.Groups, g.Groups)
 	f.Groups, g.Groups = nil, nil
-	return groups && reflect.DeepEqual(f, g) && reflect.DeepEqual(w.Route, o.Route) && reflect.DeepEqual(w.WireGuard, o.WireGuard) && reflect.DeepEqual(w.Second, o.Second)
+	return groups && w.Keys == o.Keys && reflect.DeepEqual(f, g) && reflect.DeepEqual(w.Route, o.Route) && reflect.DeepEqual(w.WireGuard, o.WireGuard) && reflect.DeepEqual(w.Second, o.Second)
 }
 
 // repaired names what had to be done though nothing else was wished.

@@ -318,7 +318,7 @@ func roleEcho(args []string) error {
 	}
 }
 
-// roleProbe sends 1,000 numbered datagrams a second to an echo until stdin
+// roleProbe sends so many numbered datagrams a second to an echo until stdin
 // ends, and says how many there were and which were not answered.
 func roleProbe(args []string) error {
 	c, err := net.Dial("udp", args[0])
@@ -326,6 +326,10 @@ func roleProbe(args []string) error {
 		return err
 	}
 	if err := patient(c.(*net.UDPConn)); err != nil {
+		return err
+	}
+	rate, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil {
 		return err
 	}
 	over := make(chan struct{})
@@ -341,7 +345,7 @@ func roleProbe(args []string) error {
 				return
 			case <-tick.C:
 			}
-			for ; n < time.Since(start).Milliseconds(); n++ {
+			for ; n < time.Since(start).Milliseconds()*rate/1000; n++ {
 				_, _ = fmt.Fprintf(c, "%d MARKER-IN-CLEAR", n)
 				sent.Store(n + 1)
 			}
