@@ -1,7 +1,7 @@
 // Command bench measures what meshd promises and prints one table. Every figure
 // that depends on the machine stands beside a reference of the same run.
 //
-//	bench [-bin DIR] [-only crash,loss,cni,samenode,memory,throughput,restart,nocut,rotate,tunnel,peers] [-rounds N]
+//	bench [-bin DIR] [-only crash,loss,cni,samenode,memory,throughput,restart,nocut,rotate,removed,tunnel,peers] [-rounds N]
 package main
 
 import (
@@ -51,7 +51,7 @@ type options struct {
 var (
 	onNone  = []experiment{{"tunnel", tunnel}, {"peers", peers}}
 	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"samenode", sameNode}, {"crash", crash}}
-	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"rotate", rotate}, {"loss", loss}}
+	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"rotate", rotate}, {"loss", loss}, {"removed", removed}}
 )
 
 func run(ctx context.Context, args []string) error {
