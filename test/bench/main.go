@@ -1,7 +1,7 @@
 // Command bench measures what meshd promises and prints one table. Every figure
 // that depends on the machine stands beside a reference of the same run.
 //
-//	bench [-bin DIR] [-only crash,loss,cni,samenode,memory,throughput,restart,nocut,rotate,removed,tunnel,peers] [-rounds N]
+//	bench [-bin DIR] [-only crash,loss,cni,samenode,memory,throughput,restart,nodes,nocut,rotate,removed,tunnel,peers] [-rounds N]
 package main
 
 import (
@@ -46,12 +46,13 @@ type options struct {
 	seconds                                                     time.Duration
 }
 
-// Experiments without a cluster, on one machine, and on three with the
-// application of the demo.
+// Experiments without a cluster, on one machine, on one with room for
+// many nodes, and on three with the application of the demo.
 var (
 	onNone  = []experiment{{"tunnel", tunnel}, {"peers", peers}}
 	onOne   = []experiment{{"memory", memory}, {"cni", attach}, {"samenode", sameNode}, {"crash", crash}}
 	onThree = []experiment{{"throughput", throughput}, {"restart", restart}, {"nocut", noCut}, {"rotate", rotate}, {"loss", loss}, {"removed", removed}}
+	onMany  = []experiment{{"nodes", nodes}}
 )
 
 func run(ctx context.Context, args []string) error {
@@ -87,7 +88,7 @@ func run(ctx context.Context, args []string) error {
 	for _, part := range []struct {
 		prepare     func(context.Context, *story.World) error
 		experiments []experiment
-	}{{nil, onNone}, {story.Idle, onOne}, {wholeApplication, onThree}} {
+	}{{nil, onNone}, {story.Idle, onOne}, {manyNodes, onMany}, {wholeApplication, onThree}} {
 		es := slices.DeleteFunc(slices.Clone(part.experiments), func(e experiment) bool { return !wanted(e) })
 		if len(es) == 0 {
 			continue
