@@ -28,6 +28,10 @@ const (
 	// addressResync is how often the addresses are counted when no record
 	// came or went.
 	addressResync = 10 * time.Second
+	// podsSettle is how long records may come and go before they are looked
+	// at: the plugin has done what is urgent, and pods start and stop in
+	// crowds.
+	podsSettle = 300 * time.Millisecond
 )
 
 func (n *node) network(net datapath.Network) cni.Network {
@@ -95,7 +99,7 @@ func (n *node) known(ctx context.Context) func(cni.Record) bool {
 // watchPods looks at the addresses whenever a record comes or goes, and has
 // the firewall look as well.
 func (n *node) watchPods(ctx context.Context) error {
-	count := reconcile.New(reconcile.Config{Name: "addresses", Do: n.countAddresses, Resync: addressResync, Log: n.log})
+	count := reconcile.New(reconcile.Config{Name: "addresses", Do: n.countAddresses, Settle: podsSettle, Resync: addressResync, Log: n.log})
 	n.window.Subscribe(count.Kick)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return count.Run(ctx) })
@@ -109,7 +113,7 @@ func (n *node) watchPods(ctx context.Context) error {
 	return group.Wait()
 }
 
-// watchFolder calls kick when a file in dir comes or goes, until ctx ends.
+// watchFolder calls kick when files in dir came or went, until ctx ends.
 func watchFolder(ctx context.Context, dir string, kick func()) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("folder of pod records: %w", err)
@@ -122,15 +126,19 @@ func watchFolder(ctx context.Context, dir string, kick func()) error {
 	if err := watch.Add(dir); err != nil {
 		return fmt.Errorf("watch pod records: %w", err)
 	}
+	var settled <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case e := <-watch.Events:
-			if !strings.HasPrefix(filepath.Base(e.Name), ".") && !e.Has(fsnotify.Write|fsnotify.Chmod) {
-				kick()
+			if !strings.HasPrefix(filepath.Base(e.Name), ".") && !e.Has(fsnotify.Write|fsnotify.Chmod) && settled == nil {
+				settled = time.After(podsSettle)
 			}
 		case <-watch.Errors: // events were lost: look
+			settled = time.After(podsSettle)
+		case <-settled:
+			settled = nil
 			kick()
 		}
 	}

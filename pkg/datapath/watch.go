@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -30,7 +31,7 @@ func watch(ctx context.Context, device string, kick func(), log *slog.Logger) er
 		return listen(ctx, unix.NETLINK_ROUTE, routeGroups, func(m netlink.Message) bool { return concerns(m, device) }, kick, log)
 	})
 	group.Go(func() error {
-		return listen(ctx, unix.NETLINK_NETFILTER, nftGroups, func(m netlink.Message) bool { return true }, kick, log)
+		return listen(ctx, unix.NETLINK_NETFILTER, nftGroups, changesRules, kick, log)
 	})
 	return group.Wait()
 }
@@ -87,6 +88,57 @@ func concerns(m netlink.Message, device string) bool {
 		return true
 	}
 	return false
+}
+
+// changesRules reports whether an nftables event may undo our wish. Not the
+// mark that ends each transaction: whatever was changed in it has an event of
+// its own. Nor a pod that the plugin admits: that is as it has to be, and
+// looking at everything while a pod starts would only slow its start. One that
+// is admitted without a record is found with the next round.
+func changesRules(m netlink.Message) bool {
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
+		return true
+	}
+	switch m.Header.Type & 0xff {
+	case unix.NFT_MSG_NEWGEN:
+		return false
+	case unix.NFT_MSG_NEWSETELEM:
+		return !slices.Contains(podSets, setName(m))
+	}
+	return true
+}
+
+// podSets are those the plugin writes into.
+var podSets = func() (all []string) {
+	for _, set := range []string{mesh.PodSet, mesh.HostPortMap, mesh.HairpinSet} {
+		all = append(all, set+"4", set+"6")
+	}
+	return all
+}()
+
+// setName is the set an event is about, if it is one of ours.
+func setName(m netlink.Message) string {
+	const nfgenmsg = 4
+	if len(m.Data) < nfgenmsg {
+		return ""
+	}
+	ad, err := netlink.NewAttributeDecoder(m.Data[nfgenmsg:])
+	if err != nil {
+		return ""
+	}
+	var table, set string
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_SET_ELEM_LIST_TABLE:
+			table = ad.String()
+		case unix.NFTA_SET_ELEM_LIST_SET:
+			set = ad.String()
+		}
+	}
+	if table != mesh.FirewallTable {
+		return ""
+	}
+	return set
 }
 
 func linkName(m netlink.Message) string {
