@@ -11,6 +11,15 @@
 // folder: it starts no process, calls no API and no daemon, so that pods come
 // and go while meshd is down.
 //
+// # Protected before it is reached
+//
+// The firewall drops what comes from or goes to a pod's link unless link and
+// address are in its sets. ADD puts them in, with the host ports, straight into the
+// kernel (admit.go), before it routes anything to the pod; it fails where the
+// table is missing. What a policy has to know of a pod before its first packet
+// belongs at the same place. The daemon keeps the sets as the records say
+// (Attached): they are its memory of who was admitted.
+//
 // # Files
 //
 // DataDir/NETWORK/ holds one file an attachment. Its name is the reservation:
@@ -29,7 +38,7 @@
 //
 // The record is on disk before the first change to the kernel and goes after
 // the last, so that whatever is left of a pod has a record, or is a link of
-// ours without one. DEL, GC and Sweep clean up both. A record's file is
+// ours without one (or, in the firewall, speaks of such a link). DEL, GC and Sweep clean up both. A record's file is
 // locked (flock) by the process that works on it: a record whose lock can be
 // had belongs to nobody at work. A record of another boot is void, because
 // links and namespaces do not survive one.

@@ -1,9 +1,10 @@
 // Package rtnl speaks rtnetlink: as much of it as attaching a pod takes, many
 // requests in one system call, and no more code than a plugin that starts in
-// two milliseconds can carry. rtnetlink(7), linux/rtnetlink.h.
+// two milliseconds can carry; and of nfnetlink elements of sets, and forgetting
+// connections. rtnetlink(7), linux/rtnetlink.h, linux/netfilter/nf_tables.h.
 //
-// A request is a plain value (LinkAdd, AddrAdd, RouteAdd, …) that prints as the
-// ip(8) command it stands for.
+// A request is a plain value (VethAdd, AddrAdd, ElementAdd, …) that prints as
+// the ip(8), tc(8) or nft(8) command it stands for.
 package rtnl
 
 import (
