@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -256,5 +257,22 @@ func TestComputeRefusesAPodRangeAroundTheNodeItself(t *testing.T) {
 	_, err := Compute(state, "a", Options{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.0.0/16")}, PathMTU: func(netip.Addr) int { return 0 }})
 	if err == nil || !strings.Contains(err.Error(), "192.0.0.0/16 contains 192.0.2.1") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A change of a key that gets on is looked at often, one that hangs is not:
+// every node looks, at every peer, for as long as it takes.
+func TestNextLook(t *testing.T) {
+	for _, c := range []struct{ still, took, want time.Duration }{
+		{0, 2 * time.Millisecond, 50 * time.Millisecond},
+		{time.Second, 2 * time.Millisecond, 50 * time.Millisecond},
+		{10 * time.Second, 2 * time.Millisecond, 500 * time.Millisecond},
+		{time.Hour, 2 * time.Millisecond, time.Second},
+		{0, 600 * time.Millisecond, 50 * time.Millisecond},
+		{time.Second, 600 * time.Millisecond, 2400 * time.Millisecond},
+	} {
+		if got := nextLook(c.still, c.took); got != c.want {
+			t.Errorf("nothing moved for %s, a look takes %s: again after %s, want %s", c.still, c.took, got, c.want)
+		}
 	}
 }

@@ -146,6 +146,7 @@ type Datapath struct {
 	toldOnce  bool
 	timer     *time.Timer // of the second look for flows
 	pace      *time.Timer // of the next look at sessions, while a key changes
+	moved     time.Time   // when another wish was the last one
 
 	other other
 }
@@ -267,7 +268,8 @@ func (d *Datapath) apply(ctx context.Context) error {
 		d.cfg.Board.Fail("datapath/state", errNoState.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick
 	}
-	keys, over, err := d.turn(state, time.Now())
+	began := time.Now()
+	keys, over, err := d.turn(state, began)
 	d.reportKeys(err)
 	if err != nil {
 		return err
@@ -279,6 +281,9 @@ func (d *Datapath) apply(ctx context.Context) error {
 	}
 	d.movedAway()
 	again := d.true.Swap(false) && d.wished.Load().same(wish)
+	if !again {
+		d.moved = began
+	}
 	err = d.applyFirewall(ctx, wish)
 	routes, err2 := d.applyLinks(ctx, wish)
 	d.wished.Store(&wish)
@@ -294,7 +299,7 @@ func (d *Datapath) apply(ctx context.Context) error {
 		d.cfg.OnKeys()
 	}
 	if wish.Second != nil && d.pace != nil {
-		d.pace.Reset(pace)
+		d.pace.Reset(nextLook(began.Sub(d.moved), time.Since(began)))
 	}
 	d.mtu.Store(int64(wish.WireGuard.MTU))
 	return d.announce(Network{PodCIDRs: wish.PodCIDRs, MTU: wish.WireGuard.MTU})

@@ -49,9 +49,21 @@ const (
 	// wordLife is how long the word of a peer counts.
 	wordLife = 5 * time.Second
 	// pace is how often the sessions are looked at while a key changes: no
-	// event tells of a handshake.
-	pace = 50 * time.Millisecond
+	// event tells of a handshake. When a change does not get on, because a
+	// machine is off perhaps, it is as slow as slowPace: each look reads all
+	// peers, on all nodes.
+	pace, slowPace = 50 * time.Millisecond, time.Second
 )
+
+// nextLook is when to look at the sessions again, if the last look took so
+// long and nothing has moved for the time still. One that moved something says
+// nothing of what looking takes.
+func nextLook(still, took time.Duration) time.Duration {
+	if still <= 0 {
+		return pace
+	}
+	return max(pace, min(still/20, slowPace), 4*took)
+}
 
 // Sending is where a node sends to another: to which key of it, and over the
 // second device or the first.
