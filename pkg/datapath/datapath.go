@@ -243,7 +243,7 @@ func (d *Datapath) wish(state *mesh.State, keys wireguard.Keys, over map[string]
 		ClusterDNS: clusterDNS,
 		Device:     d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Direct: d.cfg.Direct, Keepalive: d.cfg.Keepalive,
-		PathMTU: func(a netip.Addr) int { return route.PathMTU(a, d.cfg.Device) },
+		PathMTU: route.PathMTU(d.cfg.Device),
 		LinkMTU: route.DefaultMTU(d.cfg.Device), OwnAddresses: route.OwnAddresses(),
 		Paths: d.paths.Choices(),
 		Keys:  keys, Second: d.cfg.Device + mesh.SecondSuffix, OverSecond: over, PSK: d.cfg.PSK, OnDevice: d.onDevice(),

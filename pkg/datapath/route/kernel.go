@@ -224,25 +224,36 @@ func gone(err error) error {
 	return err
 }
 
-// PathMTU is the MTU of the underlay route to addr; 0 when there is none, or
-// when it would go through device (a tunnel in the tunnel) or to ourselves.
-func PathMTU(addr netip.Addr, device string) int {
-	routes, err := netlink.RouteGet(addr.AsSlice())
-	if err != nil || len(routes) == 0 {
-		return 0
+// PathMTU tells the MTU of the underlay route to an address; 0 when there is
+// none, or when it would go through device (a tunnel in the tunnel) or to
+// ourselves. It asks about each link once, so it is good for one look.
+func PathMTU(device string) func(netip.Addr) int {
+	links := map[int]int{} // to MTU, 0 for device and for what is gone
+	linkMTU := func(index int) int {
+		if mtu, known := links[index]; known {
+			return mtu
+		}
+		links[index] = 0
+		if link, err := netlink.LinkByIndex(index); err == nil && link.Attrs().Name != device {
+			links[index] = link.Attrs().MTU
+		}
+		return links[index]
 	}
-	r := routes[0]
-	if r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BLACKHOLE {
-		return 0
+	return func(addr netip.Addr) int {
+		routes, err := netlink.RouteGet(addr.AsSlice())
+		if err != nil || len(routes) == 0 {
+			return 0
+		}
+		r := routes[0]
+		if r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BLACKHOLE {
+			return 0
+		}
+		mtu := linkMTU(r.LinkIndex)
+		if r.MTU > 0 {
+			return min(r.MTU, mtu)
+		}
+		return mtu
 	}
-	link, err := netlink.LinkByIndex(r.LinkIndex)
-	if err != nil || link.Attrs().Name == device {
-		return 0
-	}
-	if r.MTU > 0 {
-		return min(r.MTU, link.Attrs().MTU)
-	}
-	return link.Attrs().MTU
 }
 
 // DefaultMTU is the smallest MTU of the links of the default routes; 0 when

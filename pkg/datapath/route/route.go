@@ -193,8 +193,10 @@ func deviceMetric(p netip.Prefix) int {
 }
 
 func compare(a, b entry) int {
-	return cmp.Or(a.dst.Addr().Compare(b.dst.Addr()), cmp.Compare(a.dst.Bits(), b.dst.Bits()),
-		cmp.Compare(a.metric, b.metric), cmp.Compare(a.String(), b.String()))
+	if c := cmp.Or(a.dst.Addr().Compare(b.dst.Addr()), cmp.Compare(a.dst.Bits(), b.dst.Bits()), cmp.Compare(a.metric, b.metric)); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.String(), b.String())
 }
 
 // diff: sysctls, addresses (routes name them as source), routes; then what is

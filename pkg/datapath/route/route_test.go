@@ -233,6 +233,7 @@ func TestPathMTU(t *testing.T) {
 		ip route add 10.1.0.0/16 via 192.0.2.254 mtu 1400
 		ip route add 10.244.2.0/24 dev mesh0
 		ip route add blackhole 10.3.0.0/16`)
+	pathMTU := PathMTU("mesh0")
 	for addr, want := range map[string]int{
 		"192.0.2.7":    9000, // on the link
 		"203.0.113.1":  9000, // by the default route
@@ -242,7 +243,7 @@ func TestPathMTU(t *testing.T) {
 		"192.0.2.1":    0, // ourselves
 		"2001:db8::99": 0, // no route
 	} {
-		if got := PathMTU(netip.MustParseAddr(addr), "mesh0"); got != want {
+		if got := pathMTU(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("PathMTU(%s) = %d, want %d", addr, got, want)
 		}
 	}
