@@ -126,6 +126,37 @@ func forged(text string, from netip.Addr, to netip.AddrPort) (packets [][]byte) 
 	return [][]byte{append(head(unix.IPPROTO_UDP, len(udp)), udp...), fragment(0, 1, udp[:half]), fragment(half, 0, udp[half:])}
 }
 
+// roleTooBig claims that what one address sent to another was too big: toobig
+// SENDER DESTINATION TO.
+func roleTooBig(args []string) error {
+	from, dst, to := netip.MustParseAddr(args[0]), netip.MustParseAddr(args[1]), netip.MustParseAddr(args[2])
+	// What is said to have been sent: an echo, which belongs to no socket.
+	about := make([]byte, 20+8)
+	about[0], about[2], about[3], about[8], about[9] = 0x45, 1500>>8, 1500&0xff, 64, unix.IPPROTO_ICMP
+	copy(about[12:], from.AsSlice())
+	copy(about[16:], dst.AsSlice())
+	binary.BigEndian.PutUint16(about[10:], sum(about[:20]))
+	message, family, protocol := []byte{3, 4, 0, 0, 0, 0, 552 >> 8, 552 & 0xff}, unix.AF_INET, unix.IPPROTO_ICMP
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte(to.AsSlice())}
+	if to.Is6() {
+		about = make([]byte, 40+8)
+		about[0], about[4], about[5], about[6], about[7], about[40] = 0x60, 1460>>8, 1460&0xff, unix.IPPROTO_ICMPV6, 64, 128
+		copy(about[8:], from.AsSlice())
+		copy(about[24:], dst.AsSlice())
+		message, family, protocol = []byte{2, 0, 0, 0, 0, 0, 1290 >> 8, 1290 & 0xff}, unix.AF_INET6, unix.IPPROTO_ICMPV6
+		sa = &unix.SockaddrInet6{Addr: to.As16()}
+	}
+	message = append(message, about...)
+	if to.Is4() { // of the other the kernel makes it
+		binary.BigEndian.PutUint16(message[2:], sum(message))
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW, protocol)
+	if err != nil {
+		return err
+	}
+	return unix.Sendto(fd, message, 0, sa)
+}
+
 // sum is the checksum of RFC 1071.
 func sum(b []byte) uint16 {
 	var s uint32
@@ -220,6 +251,55 @@ func TestForgedSources(t *testing.T) {
 	for name, read := range seen {
 		if n := bytes.Count(read(), []byte("FORGED")); n > 0 {
 			t.Errorf("%s: a forged packet arrived: %d times", name, n)
+		}
+	}
+}
+
+// Pods, here and elsewhere, do not tell a machine how large its packets to
+// others may be; routers do.
+func TestPodsDoNotShrinkPaths(t *testing.T) {
+	join := underlay(t)
+	a, b := newMachine(t, "a", 1), newMachine(t, "b", 2)
+	tell(mesh.State{Nodes: []mesh.Node{a.node(), b.node()}}, a, b)
+	a.pod(2)
+	b.pod(2)
+	settled(t, a, b)
+	a.reaches(t, "pod to pod", b.podAddr(2))
+	join(t)
+	claim := func(m *machine, pod int, host string, to ...string) {
+		for _, to := range to {
+			sender, dst := "192.0.2.1", "192.0.2."+host
+			if netip.MustParseAddr(to).Is6() {
+				sender, dst = "2001:db8::1", "2001:db8::"+host
+			}
+			var out string
+			var err error
+			if m == nil {
+				out, err = testns.Output(exe(), "toobig", sender, dst, to)
+			} else {
+				out, err = m.in_(pod, exe(), "toobig", sender, dst, to)
+			}
+			if err != nil {
+				t.Fatalf("to %s about %s: %v %s", to, dst, err, out)
+			}
+		}
+	}
+	claim(a, 2, "77", "10.244.1.1", "192.0.2.1", "fd00:10:244:1::1", "2001:db8::1")
+	claim(b, 2, "78", "10.244.1.1", "fd00:10:244:1::1")
+	mtus := func(host string) string {
+		return a.sh("ip route get 192.0.2." + host + "; ip route get 2001:db8::" + host)
+	}
+	eventually(t, "a router is believed", func() error {
+		claim(nil, 0, "79", "192.0.2.1", "2001:db8::1")
+		if out := mtus("79"); strings.Count(out, "mtu") != 2 {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	a.reaches(t, "behind the claims", b.podAddr(2))
+	for host, who := range map[string]string{"77": "its own pod", "78": "a pod elsewhere"} {
+		if out := mtus(host); strings.Contains(out, "mtu") {
+			t.Errorf("a believes %s:\n%s", who, out)
 		}
 	}
 }

@@ -319,6 +319,11 @@ func icmpv6(name string, typ byte) part {
 		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1, DestRegister: 1}, cmpEq([]byte{typ})}}
 }
 
+// fragNeeded is an error by which routers tell the path's MTU.
+var fragNeeded = part{"icmp type destination-unreachable icmp code frag-needed", []expr.Any{
+	&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, cmpEq([]byte{unix.IPPROTO_ICMP}),
+	&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2, DestRegister: 1}, cmpEq([]byte{3, 4})}}
+
 // linkLocalSource matches fe80::/10.
 var linkLocalSource = part{"ip6 saddr fe80::/10", []expr.Any{
 	&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 2, DestRegister: 1},
@@ -354,6 +359,10 @@ func fixedChains(cfg Config) []chain {
 		newRule("no router advertisements from pods", family("6").is(), icmpv6("nd-router-advert", 134), drop),
 		newRule("no redirects from pods", family("6").is(), icmpv6("nd-redirect", 137), drop),
 		newRule("no router solicitations from pods", family("6").is(), icmpv6("nd-router-solicit", 133), drop),
+		// The kernel believes it of anybody and of any destination: one packet to
+		// whichever node would shrink its way to another for ten minutes.
+		newRule("pods are no routers: nothing is too big", family("4").is(), fragNeeded, drop),
+		newRule("pods are no routers: nothing is too big", family("6").is(), icmpv6("packet-too-big", 2), drop),
 		newRule("neighbour discovery on the link itself", family("6").is(), linkLocalSource, icmpv6("nd-neighbor-solicit", 135), ret),
 		newRule("neighbour discovery on the link itself", family("6").is(), linkLocalSource, icmpv6("nd-neighbor-advert", 136), ret),
 		// A pod with a host port has route_localnet on its link.
