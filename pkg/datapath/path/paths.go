@@ -48,13 +48,15 @@ type Paths struct {
 
 	mu    sync.Mutex
 	peers map[string]*peer
-	order []string // of names; probing goes round
-	turn  int
-	own   []netip.AddrPort
-	told  map[string]Choice // as last announced
-	seq   uint16
-	sent  map[uint16]sent
-	conns [2]*conn
+	// remotes are names by mesh address.
+	remotes map[netip.Addr]string
+	order   []string // of names; probing goes round
+	turn    int
+	own     []netip.AddrPort
+	told    map[string]Choice // as last announced
+	seq     uint16
+	sent    map[uint16]sent
+	conns   [2]*conn
 }
 
 // sent is a probe under way.
@@ -86,7 +88,7 @@ func (p *Paths) Set(targets []Target, own []netip.AddrPort) {
 	now := time.Now()
 	p.own = own
 	keep := make(map[string]*peer, len(targets))
-	p.order = p.order[:0]
+	p.order, p.remotes = p.order[:0], make(map[netip.Addr]string, len(targets))
 	for _, t := range targets {
 		old := p.peers[t.Node]
 		if old == nil {
@@ -96,6 +98,7 @@ func (p *Paths) Set(targets []Target, own []netip.AddrPort) {
 		}
 		keep[t.Node] = old
 		p.order = append(p.order, t.Node)
+		p.remotes[t.Remote] = t.Node
 	}
 	p.peers = keep
 	p.announce()
@@ -279,16 +282,15 @@ func (p *Paths) received(e echo, from netip.Addr) {
 	defer p.mu.Unlock()
 	now := time.Now()
 	if !e.reply {
-		for _, peer := range p.peers {
-			if peer.target.Remote != from {
-				continue
-			}
-			peer.counted(e.size)
-			if e.seen.IsValid() {
-				peer.told(e.seen)
-			}
+		peer := p.peers[p.remotes[from]]
+		if peer == nil {
+			return // anybody may send that, as often as he likes
 		}
-		p.poke()
+		peer.counted(e.size)
+		if e.seen.IsValid() && e.seen != peer.seen {
+			peer.told(e.seen)
+			p.poke()
+		}
 		return
 	}
 	s, ok := p.sent[e.seq]

@@ -308,6 +308,30 @@ func TestEcho(t *testing.T) {
 	}
 }
 
+// What anybody may send makes no work: not a stranger's message, and not the
+// same one of a peer again.
+func TestMessagesMakeNoWork(t *testing.T) {
+	p := New(Config{})
+	remote := netip.MustParseAddr("10.244.2.1")
+	p.Set([]Target{{Node: "b", Key: mesh.Key{2}, Remote: remote, Endpoints: oneOnly}}, nil)
+	<-p.kick
+	for _, c := range []struct {
+		from string
+		seen netip.AddrPort
+		work bool
+	}{{"10.244.2.9", two, false}, {"10.244.2.1", two, true}, {"10.244.2.1", two, false}, {"10.244.2.1", netip.AddrPort{}, false}, {"10.244.2.1", roamed, true}} {
+		p.received(echo{seen: c.seen, size: smallSize}, netip.MustParseAddr(c.from))
+		if work := len(p.kick) > 0; work != c.work {
+			t.Errorf("%s says %s: work %t, want %t", c.from, c.seen, work, c.work)
+		} else if work {
+			<-p.kick
+		}
+	}
+	if seen := p.peers["b"].seen; seen != roamed {
+		t.Errorf("b sees us at %s, want %s", seen, roamed)
+	}
+}
+
 func FuzzDecodeEcho(f *testing.F) {
 	from := netip.MustParseAddr("10.244.2.1")
 	f.Add(encodeEcho(echo{id: 7, seq: 9, seen: one, size: smallSize}, from))
