@@ -387,6 +387,53 @@ func TestNoWayBack(t *testing.T) {
 }
 
 // TestPatience: without an answer the first contact is over after a moment.
+// A node is reached at the last of its addresses though nobody speaks at the
+// others, before the visit has to end.
+func TestDialsAllAddresses(t *testing.T) {
+	a, err := New(Config{Node: "a", Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := LoadIdentity(filepath.Join(t.TempDir(), "exchange.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.9:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	go func() {
+		raw, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer raw.Close()
+		c := tls.Server(raw, b.config(func(mesh.Pin) error { return nil }))
+		_ = c.Handshake()
+		_, _ = c.Read(make([]byte, 1)) // until it is closed
+	}()
+	n := mesh.Node{Name: "b", UID: "b", Exchange: mesh.Exchange{Port: port, Pin: b.Pin}}
+	for i := 2; i < 9; i++ {
+		addr := netip.AddrFrom4([4]byte{127, 0, 0, byte(i)})
+		silent, err := net.Listen("tcp", netip.AddrPortFrom(addr, port).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+		n.Endpoints = append(n.Endpoints, netip.AddrPortFrom(addr, 51820))
+	}
+	n.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.9")}
+	ctx, cancel := context.WithTimeout(t.Context(), visitTimeout)
+	defer cancel()
+	c, err := a.dial(ctx, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
 func TestPatience(t *testing.T) {
 	w := newWorld(t)
 	a := w.start("a", 1)

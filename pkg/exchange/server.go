@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +22,8 @@ const (
 	handshakeTimeout = 5 * time.Second
 	// idleTimeout between two requests.
 	idleTimeout = 15 * time.Second
+	// dialTimeout of one address.
+	dialTimeout = 2 * time.Second
 	// askTimeout of one request.
 	askTimeout = 5 * time.Second
 )
@@ -233,37 +237,76 @@ func (c *conn) ask(req request) (response, error) {
 	return resp, nil
 }
 
-// dial n at one of its addresses.
-func (x *Exchange) dial(ctx context.Context, n mesh.Node) (*conn, error) {
+// stagger is how long the next address waits for the one before.
+const stagger = 200 * time.Millisecond
+
+// dial n at its addresses, each a moment after the one before, for some of
+// them may be known to others and lead nowhere from here.
+func (x *Exchange) dial(ctx context.Context, n mesh.Node) (won *conn, err error) {
+	addrs := addressesOf(n)
+	if len(addrs) == 0 {
+		return nil, errors.New("it has published no address")
+	}
+	type result struct {
+		c   *conn
+		err error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan result)
+	for i, a := range addrs {
+		go func() { // ends with its result, and all are taken
+			select {
+			case <-ctx.Done():
+				results <- result{err: ctx.Err()}
+			case <-time.After(time.Duration(i) * stagger):
+				c, err := x.dialAt(ctx, n, a)
+				results <- result{c, err}
+			}
+		}()
+	}
+	var errs []error
+	for range addrs {
+		switch r := <-results; {
+		case r.err != nil:
+			errs = append(errs, r.err)
+		case won != nil:
+			r.c.Close()
+		default:
+			won = r.c
+			cancel()
+		}
+	}
+	if won != nil {
+		return won, nil
+	}
+	return nil, errors.Join(errs...)
+}
+
+// addressesOf n, those of its tunnel first.
+func addressesOf(n mesh.Node) (list []netip.Addr) {
+	for _, e := range n.Endpoints {
+		list = append(list, e.Addr())
+	}
+	seen := map[netip.Addr]bool{}
+	return slices.DeleteFunc(append(list, n.Addresses...), func(a netip.Addr) bool {
+		again := seen[a]
+		seen[a] = true
+		return again
+	})
+}
+
+func (x *Exchange) dialAt(ctx context.Context, n mesh.Node, a netip.Addr) (*conn, error) {
 	accept := func(pin mesh.Pin) error {
 		if pin != n.Exchange.Pin {
 			return fmt.Errorf("it is not node %s: its key is not the one on its Node object", n.Name)
 		}
 		return nil
 	}
-	var errs []error
-	seen := map[string]bool{}
-	var addrs []string
-	for _, e := range n.Endpoints {
-		addrs = append(addrs, e.Addr().String())
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: x.id.config(accept)}
+	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(a, n.Exchange.Port).String())
+	if err != nil {
+		return nil, err
 	}
-	for _, a := range n.Addresses {
-		addrs = append(addrs, a.String())
-	}
-	for _, a := range addrs {
-		if seen[a] {
-			continue
-		}
-		seen[a] = true
-		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 2 * time.Second}, Config: x.id.config(accept)}
-		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, fmt.Sprint(n.Exchange.Port)))
-		if err == nil {
-			return &conn{c.(*tls.Conn)}, nil
-		}
-		errs = append(errs, err)
-	}
-	if len(errs) == 0 {
-		errs = append(errs, errors.New("it has published no address"))
-	}
-	return nil, errors.Join(errs...)
+	return &conn{c.(*tls.Conn)}, nil
 }
