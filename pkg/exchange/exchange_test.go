@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -387,6 +388,52 @@ func TestNoWayBack(t *testing.T) {
 }
 
 // TestPatience: without an answer the first contact is over after a moment.
+// Who says nothing has few connections of an address, and those of pods none:
+// the others are for the nodes.
+func TestStrangers(t *testing.T) {
+	w := newWorld(t)
+	b := w.start("b", 2)
+	w.change("b", func(n *mesh.Node) { n.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("127.0.5.0/24")} })
+	to := net.JoinHostPort("127.0.0.1", fmt.Sprint(b.cfg.Port))
+	call := func(from string) (c net.Conn) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		w.eventually("b listens", func() (err error) { c, err = d.Dial("tcp", to); return err })
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	closed := func(conns ...net.Conn) (n int) {
+		for _, c := range conns {
+			_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				n++
+			}
+		}
+		return n
+	}
+	var strangers []net.Conn
+	for range maxStrangers + 1 {
+		strangers = append(strangers, call("127.0.0.5"))
+	}
+	w.eventually("one too many is refused", func() error {
+		if closed(strangers...) == 0 {
+			return errors.New("all are open")
+		}
+		return nil
+	})
+	if n := closed(strangers...); n != 1 { // all of them when they took too long
+		t.Errorf("%d of %d were refused", n, len(strangers))
+	}
+	pod := call("127.0.5.1")
+	w.eventually("a pod is refused", func() error {
+		if closed(pod) == 0 {
+			return errors.New("it is open")
+		}
+		return nil
+	})
+	w.start("a", 1)
+	w.same("a", "b", 1, 2)
+}
+
 // A node is reached at the last of its addresses though nobody speaks at the
 // others, before the visit has to end.
 func TestDialsAllAddresses(t *testing.T) {

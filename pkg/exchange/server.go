@@ -18,6 +18,8 @@ const (
 	// maxConns at a time, of all callers together and of one node.
 	maxConns     = 256
 	maxNodeConns = 4
+	// maxStrangers of one address, before the handshake says who they are.
+	maxStrangers = 8
 	// handshakeTimeout of a caller nobody knows yet.
 	handshakeTimeout = 5 * time.Second
 	// idleTimeout between two requests.
@@ -79,16 +81,17 @@ func (x *Exchange) listen(ctx context.Context) error {
 	}
 }
 
-// counts the connections of each node.
+// counts the connections of each node, by its pin, and of each address whose
+// node is not known yet.
 type counts struct {
 	mu sync.Mutex
 	of map[string]int
 }
 
-func (c *counts) add(node string, n int) bool {
+func (c *counts) add(node string, n, most int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n > 0 && c.of[node] >= maxNodeConns {
+	if n > 0 && c.of[node] >= most {
 		return false
 	}
 	if c.of[node] += n; c.of[node] == 0 {
@@ -122,19 +125,16 @@ func (x *Exchange) serveConn(ctx context.Context, raw net.Conn, counts *counts) 
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	defer raw.Close()
-	accept := func(pin mesh.Pin) error { _, err := x.caller(pin, ""); return err }
-	c := &conn{tls.Server(raw, x.id.config(accept))}
-	_ = raw.SetDeadline(time.Now().Add(handshakeTimeout))
-	if err := c.HandshakeContext(ctx); err != nil {
-		x.cfg.Log.Debug("key exchange refused", "from", raw.RemoteAddr(), "err", err)
+	c := x.greet(ctx, raw, counts)
+	if c == nil {
 		return
 	}
 	pin := pinOf(c.ConnectionState().PeerCertificates[0])
 	node := pin.String()
-	if !counts.add(node, 1) {
+	if !counts.add(node, 1, maxNodeConns) {
 		return
 	}
-	defer counts.add(node, -1)
+	defer counts.add(node, -1, 0)
 	var offer *pending
 	for {
 		_ = raw.SetDeadline(time.Now().Add(idleTimeout))
@@ -148,6 +148,32 @@ func (x *Exchange) serveConn(ctx context.Context, raw net.Conn, counts *counts) 
 			return
 		}
 	}
+}
+
+// greet shakes hands with a caller that is a node; nil if it is not. A node
+// calls from an address of the underlay, never from a pod's.
+func (x *Exchange) greet(ctx context.Context, raw net.Conn, counts *counts) *conn {
+	from := raw.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	if x.inside(from) || !counts.add(from.String(), 1, maxStrangers) {
+		return nil
+	}
+	defer counts.add(from.String(), -1, 0)
+	accept := func(pin mesh.Pin) error { _, err := x.caller(pin, ""); return err }
+	c := &conn{tls.Server(raw, x.id.config(accept))}
+	_ = raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err := c.HandshakeContext(ctx); err != nil {
+		x.cfg.Log.Debug("key exchange refused", "from", from, "err", err)
+		return nil
+	}
+	return c
+}
+
+// inside reports whether an address is of the pods of a node.
+func (x *Exchange) inside(a netip.Addr) bool {
+	state := x.cfg.State()
+	return state != nil && slices.ContainsFunc(state.Nodes, func(n mesh.Node) bool {
+		return slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 }
 
 // answer a request. What was offered stays until the next offer or its
