@@ -121,7 +121,7 @@ func TestOneOfAThousand(t *testing.T) {
 	for i := range 1000 {
 		nodes = append(nodes, nodeOf(i))
 	}
-	opts := Options{Device: "mesht", ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: func(a netip.Addr) int { return route.PathMTU(a, "mesht") },
+	opts := Options{Device: "mesht", ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: route.PathMTU("mesht"),
 		PodCIDRs: prefixesOf("10.0.0.0/8", "fd00:10:244::/48")}
 	device, err := wireguard.New(wireguard.Options{Name: "mesht", StateDir: t.TempDir(), SpawnUserspace: []string{exe(), "wireguard"}})
 	if err != nil {
