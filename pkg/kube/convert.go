@@ -31,6 +31,9 @@ func NodeOf(n *corev1.Node) (mesh.Node, error) {
 			continue
 		}
 		addr, err := netip.ParseAddr(a.Address)
+		if err == nil && !usable(addr) { // others will dial it
+			err = errors.New("want a unicast address by which others reach it")
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("node %s: status address %.80q: %w", n.Name, a.Address, err))
 			continue
@@ -122,6 +125,7 @@ func parseEndpoints(text string) ([]netip.AddrPort, error) {
 }
 
 func usable(a netip.Addr) bool {
+	a = a.Unmap()
 	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
 }
 

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -82,6 +83,21 @@ func run(t *testing.T, w *Window) {
 			t.Errorf("Run: %v", err)
 		}
 	})
+}
+
+// A node cannot have the others talk to themselves, or to what is on their link.
+func TestAddressesOfANode(t *testing.T) {
+	n := testNode("m1", nil)
+	for _, a := range []string{"127.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1", "m1", "2001:db8::1"} {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	node, err := NodeOf(n)
+	if got := fmt.Sprint(node.Addresses); got != "[192.0.2.1 2001:db8::1]" {
+		t.Errorf("addresses %s, want 192.0.2.1 and 2001:db8::1", got)
+	}
+	if err == nil || strings.Count(err.Error(), "status address") != 9 {
+		t.Errorf("refused: %v, want 9 of them", err)
+	}
 }
 
 func TestWindowFollowsTheAPI(t *testing.T) {
