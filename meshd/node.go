@@ -10,7 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,8 +65,9 @@ type node struct {
 	index      *index.Index
 	dns        *coredns.Server
 
-	// announced is the network pods may be attached to; nil before there is one.
-	announced atomic.Pointer[datapath.Network]
+	// installed is what pods are attached by; nil before there is a network.
+	installing sync.Mutex
+	installed  *installation
 
 	// creds and agent are those of a machine that joined; guest is the rest of
 	// one whose pods a kubelet runs.
@@ -183,39 +184,57 @@ func (n *node) networkReady(net datapath.Network) error {
 	if n.guest == nil {
 		n.dns.SetListen(meshAddrs(net.PodCIDRs))
 	}
-	n.announced.Store(&net)
-	err := n.install()
+	err := n.announce(net)
+	n.board.Report("cni/conflist", err, "is the container runtime running? else mend what is named; --cni-conf-dir and --cni-bin-dir say other folders")
 	if n.guest != nil {
 		n.guest.loop.Kick()
 	}
 	return err
 }
 
-// install puts plugin and configuration where they are not as they should be.
-func (n *node) install() error {
-	net := n.announced.Load()
-	if net == nil {
-		return nil // nothing was announced yet
-	}
-	err := n.installNetwork(*net)
-	n.board.Report("cni/conflist", err, "is the container runtime running? else mend what is named; --cni-conf-dir and --cni-bin-dir say other folders")
-	return err
-}
-
-func (n *node) installNetwork(net datapath.Network) error {
+func (n *node) announce(net datapath.Network) error {
 	conf, bin, err := n.cniFolders()
 	if err != nil {
 		return err
 	}
-	if _, err := cni.Install(n.cfg.CNIPlugin, bin); err != nil {
+	n.installing.Lock()
+	defer n.installing.Unlock()
+	n.installed = &installation{net: net, conf: filepath.Join(conf, n.cfg.CNIConf), bin: bin}
+	return n.install()
+}
+
+// installation is what is put where for the container runtime.
+type installation struct {
+	net       datapath.Network
+	conf, bin string
+}
+
+// reinstall puts back what somebody else removed.
+func (n *node) reinstall(context.Context) {
+	n.installing.Lock()
+	defer n.installing.Unlock()
+	if n.installed == nil {
+		return // nothing was announced yet
+	}
+	if err := n.install(); err != nil {
+		n.board.Fail("cni/conflist", err.Error(), "mend what is named; nothing new can be attached meanwhile")
+		return
+	}
+	n.board.OK("cni/conflist")
+}
+
+// install is for who holds the lock.
+func (n *node) install() error {
+	i := n.installed
+	if _, err := cni.Install(n.cfg.CNIPlugin, i.bin); err != nil {
 		return err
 	}
-	if _, err := cni.InstallLoopback(n.cfg.CNIPlugin, bin); err != nil {
+	if _, err := cni.InstallLoopback(n.cfg.CNIPlugin, i.bin); err != nil {
 		return err
 	}
-	changed, err := cni.WriteConflist(filepath.Join(conf, n.cfg.CNIConf), n.network(net))
+	changed, err := cni.WriteConflist(i.conf, n.network(i.net))
 	if changed {
-		n.log.Info("pods can be attached", "podCIDRs", net.PodCIDRs, "mtu", net.MTU, "conflist", filepath.Join(conf, n.cfg.CNIConf))
+		n.log.Info("pods can be attached", "podCIDRs", i.net.PodCIDRs, "mtu", i.net.MTU, "conflist", i.conf)
 	}
 	return err
 }
@@ -310,7 +329,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
 		"pods":     n.watchPods,
-		"cni":      every(reinstallInterval, func(context.Context) { _ = n.install() }), // the board has the error
+		"cni":      every(reinstallInterval, n.reinstall),
 	}
 	if n.guest != nil {
 		maps.Copy(parts, n.guest.parts())
