@@ -68,8 +68,11 @@ const (
 	// (WireGuard itself says something 10 s after it received something).
 	silentEchoes, silentNew, silentMute = time.Second, 3 * time.Second, 15 * time.Second
 	// A rung of the ladder has so long, and twice as long whenever all
-	// endpoints had their turn.
-	rungFirst, rungLast = time.Second, 30 * time.Second
+	// endpoints had their turn; but in the first minute no longer than
+	// rungSoon. A network that comes back finds no session any more, and
+	// WireGuard by itself tries only every 5 s.
+	rungFirst, rungSoon, rungLast = time.Second, 2 * time.Second, 30 * time.Second
+	soon                          = time.Minute
 	// natEvery is how often a peer behind an address translator is asked, so
 	// that its answer keeps the way open.
 	natEvery = 20 * time.Second
@@ -287,7 +290,11 @@ func (p *peer) climb(now time.Time) {
 		p.silent = p.waiting
 	}
 	p.rung++
-	p.nextRung = now.Add(p.rungTime())
+	wait := p.rungTime()
+	if now.Sub(p.silent) < soon {
+		wait = min(wait, rungSoon)
+	}
+	p.nextRung = now.Add(wait)
 	p.choice.Fresh++
 	p.did = "began a new session"
 	list := p.candidates()

@@ -175,20 +175,17 @@ func TestChoice(t *testing.T) {
 			" 6.50: mtu 0, session 1, 192.0.2.2:51820",
 			" 7.50: mtu 0, session 2, [2001:db8::2]:51820",
 		}},
-		{"the peer is off", func(w *world) {
+		{"the peer is off, and comes back", func(w *world) {
 			w.run(5 * time.Second)
 			clear(w.lives)
-			w.run(100 * time.Second)
+			w.run(130 * time.Second)
+			w.log = append(w.log[:1], w.log[len(w.log)-2:]...) // two a second, then fewer
+			w.lives[one] = true
+			w.run(40 * time.Second)
 		}, oneOnly, []string{
 			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
-			" 6.50: mtu 0, session 1, 192.0.2.2:51820",
-			" 7.50: mtu 0, session 2, 192.0.2.2:51820",
-			" 9.50: mtu 0, session 3, 192.0.2.2:51820",
-			"13.50: mtu 0, session 4, 192.0.2.2:51820",
-			"21.50: mtu 0, session 5, 192.0.2.2:51820",
-			"37.50: mtu 0, session 6, 192.0.2.2:51820",
-			"67.50: mtu 0, session 7, 192.0.2.2:51820",
-			"97.50: mtu 0, session 8, 192.0.2.2:51820",
+			"95.50: mtu 0, session 32, 192.0.2.2:51820",
+			"125.50: mtu 0, session 33, 192.0.2.2:51820",
 		}},
 		{"a firewall drops echo: one way traffic is no silence", func(w *world) {
 			w.mute = true
