@@ -153,7 +153,7 @@ func background(s sample) float64 { return s.background }
 func (a samples) rows(ours, jumbo, official, tailscale, slack, clear, floor *variant) []row {
 	compare := func(goal string, what load, figure func(sample) float64, unit string, x, y *variant) row {
 		fx, fy := a.of(x, what, figure), a.of(y, what, figure)
-		return row{"tunnel, " + what.name, fmt.Sprintf("%.2f %s", fx, unit), fmt.Sprintf("%.2f %s", fy, y.name), fmt.Sprintf("ratio %.2f; goal %s", fx/fy, goal)}
+		return row{"tunnel, " + what.name, fmt.Sprintf("%.2f %s", fx, unit), fmt.Sprintf("%.2f %s", fy, y.name), fmt.Sprintf("ratio %.2f; goal %s; background %.0f and %.0f %%", fx/fy, goal, 100*a.of(x, what, background), 100*a.of(y, what, background))}
 	}
 	gbits := func(s sample) float64 { return bits(s) / 1e9 }
 	rows := []row{
