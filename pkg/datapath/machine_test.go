@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -103,6 +104,15 @@ type source struct{ atomic.Pointer[mesh.State] }
 
 func (s *source) State() *mesh.State { return s.Load() }
 
+// agreed is a preshared key of every two keys, the same at both ends, as if
+// they had talked about it.
+func agreed(_ mesh.Node, own, peer mesh.Key) PSK {
+	if bytes.Compare(own[:], peer[:]) > 0 {
+		own, peer = peer, own
+	}
+	return PSK{Secret: sha256.Sum256(append(own[:], peer[:]...))}
+}
+
 // roleHold holds the namespaces of a machine until stdin ends, so that meshd
 // in it may die.
 func roleHold([]string) error {
@@ -124,6 +134,7 @@ func roleMachine(args []string) error {
 		Node: args[0], StateDir: args[1], RunDir: args[1], Services: true, Source: src, Board: board,
 		PodCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		ServiceCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")},
+		PSK:            agreed,
 		SpawnUserspace: []string{exe, "wireguard"},
 		Pods:           func() ([]mesh.LocalPod, error) { return podsIn(args[1]) },
 		Log:            slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"meshd.dev/pkg/datapath/route"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
 )
@@ -93,19 +94,24 @@ func TestUnmoved(t *testing.T) {
 	want := Sending{Key: testKey(11), Second: true}
 	for _, c := range []struct {
 		name   string
-		ours   Sending
+		second bool // we send over the second device
 		heard  word
 		alive  bool
 		waits  string
 		silent bool
 	}{
-		{"both moved", Sending{testKey(2), true}, word{want, now}, true, "", false},
-		{"we have not", Sending{testKey(2), false}, word{want, now}, true, "there is no session with it on the other device yet", false},
-		{"it has not", Sending{testKey(2), true}, word{Sending{testKey(1), false}, now}, true, "it still sends to the other key", false},
-		{"it said so long ago", Sending{testKey(2), true}, word{want, now.Add(-wordLife)}, true, "it does not say which key it sends to", false},
-		{"it is away", Sending{testKey(2), false}, word{}, false, "", true},
+		{"both moved", true, word{want, now}, true, "", false},
+		{"we have not", false, word{want, now}, true, "there is no session with it on the other device yet", false},
+		{"it has not", true, word{Sending{testKey(1), false}, now}, true, "it still sends to the other key", false},
+		{"it said so long ago", true, word{want, now.Add(-wordLife)}, true, "it does not say which key it sends to", false},
+		{"it is away", false, word{}, false, "", true},
 	} {
-		r := &rotation{sends: map[string]Sending{"b": c.ours}, heard: map[string]word{"b": c.heard}}
+		peers := []wireguard.Peer{{Name: "b", Key: testKey(2), AllowedIPs: node.PodCIDRs}}
+		w := Wish{WireGuard: wireguard.Config{Peers: peers}, Second: &wireguard.Config{Peers: peers}}
+		for _, p := range node.PodCIDRs {
+			w.Route.Routes = append(w.Route.Routes, route.Route{Dst: p, Second: c.second})
+		}
+		r := &rotation{came: &w, heard: map[string]word{"b": c.heard}}
 		s := sessions{}
 		if c.alive {
 			s.first = session

@@ -89,7 +89,7 @@ type rotation struct {
 	mu      sync.Mutex
 	wanted  bool
 	applied wireguard.Keys // on the devices
-	sends   map[string]Sending
+	came    *Wish          // true as a whole, the last one
 	heard   map[string]word
 	waiting map[string]string
 	ready   time.Time // since when all are moved
@@ -140,9 +140,17 @@ func (d *Datapath) SecondPort() int { return d.cfg.ListenPort + 1 }
 // SendsTo says where this node sends to another.
 func (d *Datapath) SendsTo(node string) (Sending, bool) {
 	d.rotation.mu.Lock()
-	defer d.rotation.mu.Unlock()
-	s, ok := d.rotation.sends[node]
-	return s, ok
+	w := d.rotation.came
+	d.rotation.mu.Unlock()
+	if w == nil {
+		return Sending{}, false
+	}
+	for _, p := range inUse(*w) {
+		if p.Name == node {
+			return Sending{Key: p.Key, Second: p.second}, true
+		}
+	}
+	return Sending{}, false
 }
 
 // Heard takes the word of a peer, where it sends to us.
@@ -305,18 +313,24 @@ func (r *rotation) unmoved(keys wireguard.Keys, nodes []mesh.Node, s sessions, n
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	waiting = map[string]string{}
+	second := map[string]bool{}
+	if r.came != nil {
+		for _, p := range inUse(*r.came) {
+			second[p.Name] = p.second
+		}
+	}
 	want := Sending{Key: keys.Next, Second: keys.Stage() == wireguard.Leaving}
 	for _, n := range nodes {
 		if len(n.PodCIDRs) == 0 || n.PublicKey.IsZero() {
 			continue // no peer
 		}
-		ours, heard := r.sends[n.Name], r.heard[n.Name]
+		moved, heard := second[n.Name] == want.Second, r.heard[n.Name]
 		fresh := now.Sub(heard.at) < wordLife
 		switch {
-		case ours.Second == want.Second && fresh && heard.Sending == want:
+		case moved && fresh && heard.Sending == want:
 		case !s.firstAlive(n, now) && !s.secondAlive(n, now):
 			silent = true
-		case ours.Second != want.Second:
+		case !moved:
 			waiting[n.Name] = "there is no session with it on the other device yet"
 		case !fresh:
 			waiting[n.Name] = "it does not say which key it sends to"
@@ -365,14 +379,10 @@ func (r *rotation) begun() {
 // done remembers what the kernel has now; it reports whether that is news for
 // the others.
 func (r *rotation) done(keys wireguard.Keys, w Wish) (news bool) {
-	sends := map[string]Sending{}
-	for _, p := range inUse(w) {
-		sends[p.Name] = Sending{Key: p.Key, Second: p.second}
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	news = r.applied.Current != keys.Current || r.applied.Next != keys.Next
-	r.applied, r.sends = keys, sends
+	r.applied, r.came = keys, &w
 	return news
 }
 
@@ -384,6 +394,13 @@ type used struct {
 
 // inUse are the peers by which nodes are sent to, one a node.
 func inUse(w Wish) []used {
+	if w.Second == nil {
+		list := make([]used, len(w.WireGuard.Peers))
+		for i, p := range w.WireGuard.Peers {
+			list[i].Peer = p
+		}
+		return list
+	}
 	over := map[netip.Prefix]bool{}
 	for _, r := range w.Route.Routes {
 		if r.Second {
@@ -399,9 +416,7 @@ func inUse(w Wish) []used {
 		}
 	}
 	take(w.WireGuard, false)
-	if w.Second != nil {
-		take(*w.Second, true)
-	}
+	take(*w.Second, true)
 	slices.SortFunc(list, func(a, b used) int { return cmp.Compare(a.Name, b.Name) })
 	return list
 }
