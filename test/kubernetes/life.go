@@ -123,16 +123,17 @@ func (w *World) replacedOnly(ctx context.Context, daemonSet string, before map[s
 }
 
 // look is what meshd could leave on a machine. Other programs' addresses and
-// routes are in it as well: they have to be as they were.
+// routes are in it as well: they have to be as they were. Empty folders are not:
+// the kubelet makes them for the volumes of our pods, the last one's included.
 const look = `
 ip -o link show | awk '{print "link", $2}' | grep -v 'veth\|nodelocal' | sort
 ip -o address show scope global | awk '{print "address", $2, $4}' | sort
 ip -4 route show table all | grep -v 'table local' | sed 's/^/route /' | sort
 ip -6 route show table all | grep -v 'table local\|fe80::' | sed 's/^/route /' | sort
 ip rule | sed 's/^/rule /'
-nft list tables | grep -v kube-proxy
+nft list tables | grep -v 'kube-proxy\|ip6\? \(mangle\|nat\|filter\)$' # kube-proxy's and the kubelet's
 find /etc/cni /opt/cni /var/lib/meshd /run/meshd /run/wireguard /etc/meshd /etc/systemd/network /run/systemd/network ` +
-	`/etc/NetworkManager /run/NetworkManager 2>/dev/null | sed 's/^/file /' | sort
+	`/etc/NetworkManager /run/NetworkManager ! -type d 2>/dev/null | sed 's/^/file /' | sort
 ss -Hlntu | awk '{print "socket", $1, $5}' | grep ':53$\|:51820$' | sort
 `
 

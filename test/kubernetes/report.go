@@ -42,7 +42,6 @@ func (w *World) collect(ctx context.Context, out io.Writer) error {
 			continue
 		}
 		for name, argv := range map[string][]string{
-			"status":    {"meshctl", "status", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig"},
 			"network":   {"sh", "-c", "ip addr; ip route show table all; ip rule; ip -6 rule; wg show; ls -l /etc/cni/net.d /opt/cni/bin"},
 			"nftables":  {"nft", "list", "ruleset"},
 			"sandboxes": {"ctr", "-n", "k8s.io", "containers", "list"},
@@ -54,9 +53,16 @@ func (w *World) collect(ctx context.Context, out io.Writer) error {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 				return err
 			}
-			if name == "status" && m.Name != outside {
-				fmt.Fprintf(out, "--- %s: meshctl status\n%s", m.Name, text)
-			}
+		}
+	}
+	for _, name := range w.nodes {
+		if w.API == nil {
+			break
+		}
+		text, err := w.Status(ctx, name)
+		fmt.Fprintf(out, "--- %s: meshctl status\n%s", name, text)
+		if err != nil {
+			fmt.Fprintln(out, err)
 		}
 	}
 	return w.askAPI(ctx, out)

@@ -64,7 +64,7 @@ type Step struct {
 
 // stepLimit bounds one step: a machine with two busy cores is slow, a story
 // that hangs is worse.
-const stepLimit = 1 * time.Minute
+const stepLimit = 4 * time.Minute
 
 // Run does one step within its time.
 func (s Step) Run(ctx context.Context, w *World) (string, error) {
