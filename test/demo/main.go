@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -24,8 +25,9 @@ import (
 	"meshd.dev/test/story"
 )
 
-// labName of the demo; one at a time.
-const labName = "demo"
+// labName of the demo; one at a time. LAB in the environment names another one
+// for exec and down, as tests leave it that are told to keep theirs.
+var labName = cmp.Or(os.Getenv("LAB"), "demo")
 
 const usage = `demo [-bin DIR] [-keep]        tell the story; -keep leaves the machines running
 demo exec MACHINE COMMAND...   run a command in a machine that was kept

@@ -18,7 +18,8 @@ func TestMain(m *testing.M) {
 }
 
 // newWorld is a cluster that is taken away after the test, without a trace.
-// KEEP in the environment names the lab and leaves it.
+// KEEP in the environment names the lab and leaves it to `LAB=NAME bin/demo exec
+// MACHINE COMMAND` and `LAB=NAME bin/demo down`.
 func newWorld(t *testing.T, c Config) *World {
 	t.Helper()
 	if os.Geteuid() != 0 {
