@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -49,10 +50,7 @@ func (r Record) admit() error {
 	case err != nil:
 		return err
 	}
-	for _, p := range r.udpPorts() {
-		// Best effort: it is about flows that began before there was a pod.
-		_ = nf.ForgetFlows(p)
-	}
+	r.forgetFlows(nf)
 	return nil
 }
 
@@ -137,15 +135,39 @@ func familyDigit(a netip.Addr) string {
 	return "6"
 }
 
-func (r Record) udpPorts() []uint16 {
-	var ports []uint16
+// forgetFlows to the UDP host ports that began before there was a pod. Best
+// effort, and of this machine's own addresses only: what other pods have with
+// such a port elsewhere is theirs.
+func (r Record) forgetFlows(nf *rtnl.Netfilter) {
+	own := sync.OnceValue(ownAddrs) // mostly there is no such flow, and nobody asks
 	for _, p := range r.HostPorts {
-		if p.Protocol == mesh.UDP {
-			ports = append(ports, p.HostPort)
+		if p.Protocol != mesh.UDP {
+			continue
 		}
+		_ = nf.ForgetFlows(p.HostPort, func(dst netip.Addr) bool {
+			return r.openOn(p, dst) && slices.Contains(own(), dst)
+		})
 	}
-	slices.Sort(ports)
-	return slices.Compact(ports)
+}
+
+// openOn says whether a host port takes what is sent to an address of this
+// machine.
+func (r Record) openOn(p mesh.HostPort, dst netip.Addr) bool {
+	if !slices.ContainsFunc(r.Addresses, func(a netip.Addr) bool { return a.Is4() == dst.Is4() }) {
+		return false
+	}
+	return !p.HostIP.IsValid() || p.HostIP == dst || p.HostIP.IsUnspecified() && p.HostIP.Is4() == dst.Is4()
+}
+
+// ownAddrs are those of this machine; none if it does not say.
+func ownAddrs() []netip.Addr {
+	host, err := rtnl.Open()
+	if err != nil {
+		return nil
+	}
+	defer host.Close()
+	own, _ := host.OwnAddrs()
+	return own
 }
 
 // notAdmitted lists what of the pod is not in the sets.

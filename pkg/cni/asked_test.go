@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -233,6 +234,60 @@ func TestHostPortsWork(t *testing.T) {
 	l.mustDel(r)
 	if err := ask("", "192.0.2.1 8080"); err == nil {
 		t.Error("after DEL the host port is still open")
+	}
+}
+
+// A UDP host port forgets the flows that began at this machine before there was
+// a pod, and leaves those alone that pods have with the same port elsewhere.
+func TestAHostPortForgetsNoFlowOfOthers(t *testing.T) {
+	l := newLab(t)
+	needRoot(t, "bash")
+	if _, err := os.Stat("/proc/thread-self/net/nf_conntrack"); err != nil {
+		t.Skip("needs /proc/net/nf_conntrack")
+	}
+	for _, line := range []string{
+		"addr add 192.0.2.1/32 dev lo", "addr add 192.0.2.2/32 dev lo", "-6 addr add 2001:db8::1/128 dev lo nodad",
+		"link add outside type veth peer name beyond", "link set outside up", "link set beyond up",
+		"route add 198.51.100.0/24 dev outside", "neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev outside",
+	} {
+		run(t, "ip", strings.Fields(line)...)
+	}
+	neighbour := l.newPod()
+	l.mustAdd(rt("neighbour", neighbour))
+	run(t, "nsenter", inPod(neighbour, "bash", "-c", "for to in 198.51.100.9 192.0.2.1 192.0.2.2; do echo > /dev/udp/$to/443; done")...)
+	run(t, "bash", "-c", "echo > /dev/udp/2001:db8::1/443; echo > /dev/udp/192.0.2.1/444")
+	flows := func() (found []string) {
+		text, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			for _, to := range []string{"198.51.100.9 443", "192.0.2.1 443", "192.0.2.2 443", "2001:0db8:0000:0000:0000:0000:0000:0001 443", "192.0.2.1 444"} {
+				addr, port, _ := strings.Cut(to, " ")
+				original, _, _ := strings.Cut(line, "dport="+port+" ")
+				if strings.Contains(line, "dport="+port+" ") && strings.Contains(original, "dst="+addr+" ") {
+					found = append(found, to)
+				}
+			}
+		}
+		slices.Sort(found)
+		return found
+	}
+	if got := flows(); len(got) != 5 {
+		t.Fatalf("flows before: %q, want five", got)
+	}
+	mapped := func(id, hostIP string) {
+		r := rt(id, l.newPod())
+		r.CapabilityArgs = map[string]any{"portMappings": []any{map[string]any{"hostPort": 443, "containerPort": 443, "protocol": "udp", "hostIP": hostIP}}}
+		l.mustAdd(r)
+	}
+	mapped("one", "192.0.2.2")
+	if diff := cmp.Diff([]string{"192.0.2.1 443", "192.0.2.1 444", "198.51.100.9 443", "2001:0db8:0000:0000:0000:0000:0000:0001 443"}, flows()); diff != "" {
+		t.Errorf("after a port of one address (-want +got):\n%s", diff)
+	}
+	mapped("all", "")
+	if diff := cmp.Diff([]string{"192.0.2.1 444", "198.51.100.9 443"}, flows()); diff != "" {
+		t.Errorf("after a port of all addresses (-want +got):\n%s", diff)
 	}
 }
 

@@ -83,6 +83,19 @@ func (c *Conn) Addrs(index int) ([]netip.Prefix, error) {
 	return all, err
 }
 
+// OwnAddrs are the addresses of all links.
+func (c *Conn) OwnAddrs() ([]netip.Addr, error) {
+	var m message
+	m.begin(unix.RTM_GETADDR, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	var all []netip.Addr
+	err := c.dump("addresses", m, unix.NLM_F_DUMP, func() { all = nil }, func(b []byte) {
+		if p, _ := parseAddr(b); p.IsValid() {
+			all = append(all, p.Addr())
+		}
+	})
+	return all, err
+}
+
 func parseAddr(b []byte) (p netip.Prefix, index int) {
 	if len(b) < 8 {
 		return p, 0
