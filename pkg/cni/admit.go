@@ -36,6 +36,9 @@ func (r Record) admit() error {
 		return err
 	}
 	defer nf.Close()
+	if err := hasRules(nf, r.Table); err != nil {
+		return err
+	}
 	ops := take(r.Table, mesh.LocalPod{Link: r.HostLink, Addrs: r.former}.Elements())
 	for _, e := range r.local().Elements() {
 		ops = append(ops, rtnl.ElementAdd{Table: r.Table, SetElement: e})
@@ -208,6 +211,27 @@ func firewallReady(table string) error {
 	for _, set := range []string{mesh.PodSet + "4", mesh.PodSet + "6"} {
 		if ok, err := nf.HasSet(table, set); err != nil || !ok {
 			return errors.Join(fmt.Errorf("table inet %s has no set %s: is meshd running?", table, set), err)
+		}
+	}
+	return hasRules(nf, table)
+}
+
+// hasRules says whether the sets mean anything: somebody's "nft flush table"
+// takes the rules away and leaves the sets. A transaction has no way to need a
+// rule, so it is asked before.
+func hasRules(nf *rtnl.Netfilter, table string) error {
+	for _, chain := range []string{mesh.AntispoofChain, mesh.PodChain, mesh.LeavingChain} {
+		jumps := uint32(0)
+		if chain == mesh.PodChain { // from AntispoofChain
+			jumps = 1
+		}
+		ok, err := nf.HasRules(table, chain, jumps)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return types.NewError(types.ErrTryAgainLater, "the firewall is not ready",
+				fmt.Sprintf("chain %s of table inet %s is missing or has no rules, and no pod goes without it: is meshd running?", chain, table))
 		}
 	}
 	return nil

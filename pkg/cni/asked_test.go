@@ -297,7 +297,11 @@ func TestNoPodWithoutItsFirewall(t *testing.T) {
 	needRoot(t, "nft")
 	before := rt("before", l.newPod())
 	l.mustAdd(before)
-	for _, mess := range []string{"delete table inet meshd", "add table inet meshd"} {
+	for _, mess := range []string{"flush chain inet meshd leaving", "flush chain inet meshd pod", "flush chain inet meshd antispoof",
+		"flush table inet meshd", "delete table inet meshd", "add table inet meshd"} {
+		if strings.HasPrefix(mess, "flush") {
+			l.applyFirewall()
+		}
 		run(t, "nft", strings.Fields(mess)...)
 		_, err := l.add(rt("web", l.newPod()))
 		wantCode(t, err, types.ErrTryAgainLater, "is meshd running?")

@@ -42,6 +42,17 @@ const (
 	HairpinSet = "hairpin"
 )
 
+// Chains of that table whose rules hold pods to the sets: without any one of
+// them a pod is not protected, whatever the sets say.
+const (
+	// AntispoofChain sends what comes from a pod's link to PodChain, which
+	// drops what is not admitted.
+	AntispoofChain = "antispoof"
+	PodChain       = "pod"
+	// LeavingChain drops what goes to a pod that is not admitted.
+	LeavingChain = "leaving"
+)
+
 // SetElement is an element of one of those sets, as the kernel has it.
 type SetElement struct {
 	Set        string

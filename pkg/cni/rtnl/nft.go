@@ -148,3 +148,44 @@ func (n *Netfilter) HasSet(table, set string) (bool, error) {
 	}
 	return err == nil, err
 }
+
+// HasRules says whether a chain has any rule; jumps are how many rules lead to
+// it. A chain that is not there has none.
+func (n *Netfilter) HasRules(table, chain string, jumps uint32) (bool, error) {
+	use, err := n.chainUse(table, chain)
+	if err != nil || use > jumps {
+		return err == nil, err
+	}
+	// The count is quick to ask for, but has what a transaction under way is
+	// about to delete gone already: only what is in force counts.
+	var m message
+	m.begin(nftables|unix.NFT_MSG_GETRULE, 0, unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0)
+	m.attrString(unix.NFTA_RULE_TABLE, table)
+	m.attrString(unix.NFTA_RULE_CHAIN, chain)
+	found := false
+	err = n.conn.dump(fmt.Sprintf("chain %s of table inet %s", chain, table), m, unix.NLM_F_DUMP,
+		func() { found = false }, func([]byte) { found = true })
+	return found, err
+}
+
+// chainUse counts a chain's rules and those that lead to it.
+func (n *Netfilter) chainUse(table, chain string) (use uint32, err error) {
+	var m message
+	m.begin(nftables|unix.NFT_MSG_GETCHAIN, 0, unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0)
+	m.attrString(unix.NFTA_CHAIN_TABLE, table)
+	m.attrString(unix.NFTA_CHAIN_NAME, chain)
+	err = n.conn.dump(fmt.Sprintf("chain %s of table inet %s", chain, table), m, 0, func() {}, func(b []byte) {
+		if len(b) < 4 {
+			return
+		}
+		eachAttr(b[4:], func(typ uint16, v []byte) {
+			if typ == unix.NFTA_CHAIN_USE && len(v) == 4 {
+				use = binary.BigEndian.Uint32(v)
+			}
+		})
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	return use, err
+}

@@ -355,7 +355,7 @@ func fixedChains(cfg Config) []chain {
 	pods, device := cfg.PodLinks+"*", cfg.Device+"*"
 	services := chain{name: "services"}
 	nodePorts := chain{name: "nodeports"}
-	pod := chain{name: "pod", rules: []rule{
+	pod := chain{name: mesh.PodChain, rules: []rule{
 		newRule("no router advertisements from pods", family("6").is(), icmpv6("nd-router-advert", 134), drop),
 		newRule("no redirects from pods", family("6").is(), icmpv6("nd-redirect", 137), drop),
 		newRule("no router solicitations from pods", family("6").is(), icmpv6("nd-router-solicit", 133), drop),
@@ -372,8 +372,8 @@ func fixedChains(cfg Config) []chain {
 		newRule("spoofed source, or not admitted", drop),
 	}}
 	hostPorts := chain{name: "hostports"}
-	raw := chain{name: "antispoof", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityRaw,
-		rules: []rule{newRule("", iifname(pods), jump("pod"))}}
+	raw := chain{name: mesh.AntispoofChain, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityRaw,
+		rules: []rule{newRule("", iifname(pods), jump(mesh.PodChain))}}
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter,
 		rules: []rule{
 			newRule("peers reach pods here, and nothing behind this machine", iifname(device), oifnameNot(pods), begins, notTranslated, drop),
@@ -382,7 +382,7 @@ func fixedChains(cfg Config) []chain {
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
 	// Not in output: a packet whose destination was just translated there, by
 	// whatever service proxy, is still said to leave by its old link.
-	leaving := chain{name: "leaving", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityFilter}
+	leaving := chain{name: mesh.LeavingChain, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityFilter}
 	source := chain{name: "source", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource}
 	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: beforeOthers}
 	for _, f := range families {
