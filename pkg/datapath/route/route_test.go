@@ -252,6 +252,37 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
+// What anybody says about the MTU of a path changes nothing: whether packets
+// pass is found out with packets.
+func TestPathMTUBelievesNoICMP(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `
+		ip link add eth0 type veth peer name wire; ip link set wire up; ip link set eth0 up
+		ip address add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254`)
+	far := netip.MustParseAddr("203.0.113.1")
+	testns.Lie(t, "eth0", "wire", netip.MustParseAddr("192.0.2.1"), far)
+	if got := PathMTU("mesh0")(far); got != 1500 {
+		t.Errorf("PathMTU = %d after a lie, want 1500", got)
+	}
+}
+
+// Of several ways any may be taken.
+func TestPathMTUOfManyWays(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, `
+		ip link set eth0 mtu 9000
+		ip link add eth1 type veth peer name eth1x; ip link set eth1x up; ip link set eth1 up mtu 1400
+		ip address add 198.51.100.1/24 dev eth1
+		ip route add 10.5.0.0/16 nexthop via 192.0.2.254 nexthop via 198.51.100.254
+		ip route add 10.6.0.0/16 mtu 1300 nexthop via 192.0.2.254 nexthop via 198.51.100.254`)
+	pathMTU := PathMTU("mesh0")
+	for addr, want := range map[string]int{"10.5.0.1": 1400, "10.6.0.1": 1300} {
+		if got := pathMTU(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("PathMTU(%s) = %d, want %d", addr, got, want)
+		}
+	}
+}
+
 // The floor alone, as at boot: added once, nothing else touched, and adopted by
 // what comes later.
 func TestLayFloor(t *testing.T) {

@@ -9,6 +9,9 @@
 // Each datagram says at which of our addresses it came in, and one may be sent
 // from that address: the other side, or a translator of addresses between us,
 // may know no other one.
+//
+// Over IPv4 a datagram too large for a path is split there, whatever ICMP says;
+// over IPv6 the kernel splits it once it has been told.
 package udp
 
 import (
@@ -64,7 +67,13 @@ func (s *Socket) options(fd int) error {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, buffer) // as much as may be
 	}
 	if !s.six {
-		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+		// Whoever reaches this machine with one ICMP message may have the
+		// kernel remember 552 bytes for a path. OMIT neither believes that nor
+		// forbids routers to split (DF). PROBE would forbid it, and lose what
+		// must pass through paths of less than 1280 and our overhead. Over IPv6
+		// the kernel remembers nothing below 1280, and routers never split.
+		return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT))
 	}
 	return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"meshd.dev/pkg/datapath/internal/testns"
 )
 
@@ -137,6 +139,55 @@ func TestLargerThanTheLink(t *testing.T) {
 	}
 	if !a.segment.Load() {
 		t.Error("offload was given up for good")
+	}
+}
+
+// What anybody says about the MTU of a path cuts no datagram, and routers that
+// find one too large may.
+func TestBelievesNoICMP(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `
+		ip link add eth0 type veth peer name wire; ip link set wire up; ip link set eth0 up
+		ip address add 192.0.2.1/24 dev eth0
+		ip neighbor replace 192.0.2.9 lladdr $(ip -br link show wire | { read -r n s mac rest; echo $mac; }) dev eth0`)
+	to := netip.MustParseAddrPort("192.0.2.9:7")
+	testns.Lie(t, "eth0", "wire", netip.MustParseAddr("192.0.2.1"), to.Addr())
+	wire, err := net.InterfaceByName("wire")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ethIP = 0x0008 // ETH_P_IP as the wire has it
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ethIP, Ifindex: wire.Index}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := Open("udp4", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := a.Send([][]byte{make([]byte, 1400)}, 0, to, netip.Addr{}); err != nil {
+		t.Fatal(err)
+	}
+	for packet := make([]byte, 1<<16); ; {
+		n, _, err := unix.Recvfrom(fd, packet, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n < 20 || packet[9] != unix.IPPROTO_UDP {
+			continue
+		}
+		if flags := packet[6] >> 5; n != 20+8+1400 || flags != 0 {
+			t.Errorf("a packet of %d bytes, flags %03b; want it whole, and that it may be cut", n, flags)
+		}
+		return
 	}
 }
 
