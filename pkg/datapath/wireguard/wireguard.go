@@ -196,7 +196,7 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 		return err
 	}
 	if d.drift = nil; d.last != nil {
-		d.drift = d.plan(*d.last, have)
+		d.drift = d.lost(*d.last, have)
 	}
 	d.last = nil
 	var errs []error
@@ -241,8 +241,17 @@ func (d *Device) Plan(cfg Config) ([]string, error) {
 }
 
 func (d *Device) plan(cfg Config, have state) []string {
-	var lines []string
-	for _, op := range d.diff(cfg, have, time.Now()) {
+	return printed(d.diff(cfg, have, time.Now()))
+}
+
+// lost is what have lacks of cfg, which was applied, by somebody else's doing.
+// That a peer roamed is its own; at no time at all it has not been silent since.
+func (d *Device) lost(cfg Config, have state) []string {
+	return printed(d.diff(cfg, have, time.Time{}))
+}
+
+func printed(ops []op) (lines []string) {
+	for _, op := range ops {
 		lines = append(lines, op.String())
 	}
 	return lines
@@ -432,7 +441,7 @@ func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
 	if p.Endpoint.IsValid() && p.Endpoint != old.Endpoint {
 		before, remembered := d.wished[p.Key]
 		changed := remembered && before != p.Endpoint
-		silent := now.Sub(old.Handshake) > SessionLife
+		silent := old.Handshake.IsZero() || now.Sub(old.Handshake) > SessionLife
 		if !known || !old.Endpoint.IsValid() || changed || silent {
 			op.endpoint = p.Endpoint
 		}
