@@ -107,7 +107,7 @@ func (c *conf) request(cmd *skel.CmdArgs) (q request, w wishes, err error) {
 		return q, w, err
 	}
 	return request{
-		ranges: ranges, reserved: c.reserved, requested: w.ips, quarantine: c.quarantine,
+		ranges: ranges, reserved: c.reserved, requested: w.ips, noted: w.noted, quarantine: c.quarantine,
 		record: Record{
 			ContainerID: cmd.ContainerID, IfName: cmd.IfName, Netns: cmd.Netns, BootID: bootID, Pod: a.pod,
 			HostLink: HostLink(cmd.ContainerID, cmd.IfName), MAC: w.mac.String(),

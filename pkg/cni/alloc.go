@@ -37,6 +37,8 @@ type pool struct {
 	// quarantine is how long an address rests after that.
 	quarantine time.Duration
 	now        time.Duration
+	// noted: what is requested is the wish of the pod's author.
+	noted bool
 
 	// names of the records, of temporary files, and of what was given back.
 	names      []recordName
@@ -78,8 +80,10 @@ func (p pool) of(is4 bool) []span {
 	return out
 }
 
-// mayRequest: an address in quarantine may be asked for by name; whoever does
-// wants that one back.
+// mayRequest: a runtime may ask for an address in quarantine by name; whoever
+// does wants that one back. A pod's author may not: for as long as it rests,
+// what was meant for the pod before still comes, and that may be another
+// tenant's.
 func (p pool) mayRequest(a netip.Addr) error {
 	in := slices.IndexFunc(p.ranges, func(r span) bool { return r.contains(a) })
 	if in < 0 {
@@ -94,8 +98,17 @@ func (p pool) mayRequest(a netip.Addr) error {
 		return types.NewError(CodeAddressTaken, "requested address is taken",
 			fmt.Sprintf("%s belongs to %s of container %s", a, by.ifName, by.containerID))
 	}
+	if at, was := p.freed[a]; was && p.noted {
+		if rest := p.rest(at); rest > 0 {
+			return types.NewError(types.ErrTryAgainLater, "requested address rests",
+				fmt.Sprintf("%s was another pod's a moment ago; it can be used again in %s", a, rest.Round(time.Millisecond)))
+		}
+	}
 	return nil
 }
+
+// rest is how long an address is still in quarantine.
+func (p pool) rest(freed time.Duration) time.Duration { return p.quarantine - (p.now - freed) }
 
 func (p pool) next(ranges []span) (netip.Addr, error) {
 	for _, r := range ranges {
@@ -108,7 +121,7 @@ func (p pool) next(ranges []span) (netip.Addr, error) {
 		return a, types.NewError(CodeExhausted, "no free address",
 			fmt.Sprintf("all addresses of %v are taken: delete pods or give the node a larger pod CIDR", ranges))
 	}
-	if rest := p.quarantine - (p.now - at); rest > 0 {
+	if rest := p.rest(at); rest > 0 {
 		return a, types.NewError(types.ErrTryAgainLater, "no free address yet",
 			fmt.Sprintf("all free addresses of %v were given back a moment ago; the first can be used again in %s", ranges, rest.Round(time.Millisecond)))
 	}

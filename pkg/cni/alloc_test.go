@@ -3,6 +3,7 @@ package cni
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ func parsePool(t *testing.T, ranges, state string) pool {
 	}
 	for part := range strings.SplitSeq(state, ";") {
 		fields := strings.Fields(part)
+		p.noted = p.noted || slices.Contains(fields, "noted")
 		for _, f := range fields[min(1, len(fields)):] {
 			addr, at, _ := strings.Cut(f, "@")
 			a := netip.MustParseAddr(addr)
@@ -58,6 +60,9 @@ func TestChoose(t *testing.T) {
 		{"asked", "10.0.0.0/24", "", "10.0.0.99", "10.0.0.99"},
 		{"asked for one of two", "10.0.0.0/24 fd00::/64", "", "fd00::99", "10.0.0.2 fd00::99"},
 		{"asked from quarantine", "10.0.0.0/24", "freed 10.0.0.9@99", "10.0.0.9", "10.0.0.9"},
+		{"noted from quarantine", "10.0.0.0/24", "noted; freed 10.0.0.9@95", "10.0.0.9", "10.0.0.9 was another pod's a moment ago; it can be used again in 5s"},
+		{"noted after it", "10.0.0.0/24", "noted; freed 10.0.0.9@90", "10.0.0.9", "10.0.0.9"},
+		{"noted and never used", "10.0.0.0/24", "noted", "10.0.0.9", "10.0.0.9"},
 		{"asked and taken", "10.0.0.0/24", "held 10.0.0.9", "10.0.0.9", "belongs to eth0 of container other"},
 		{"asked from elsewhere", "10.0.0.0/24", "", "192.0.2.1", "none of the ranges"},
 		{"asked for a family there is not", "10.0.0.0/24", "", "fd00::9", "none of the ranges"},

@@ -79,6 +79,7 @@ func (a *asked) UnmarshalJSON(b []byte) error {
 // wishes are what was asked for, read and checked.
 type wishes struct {
 	ips   []netip.Addr
+	noted bool // ips are from an annotation of the pod
 	mac   rtnl.MAC
 	ports []mesh.HostPort
 	// toPod and fromPod limit the rate in the two directions, seen from the pod.
@@ -106,6 +107,7 @@ func (c *conf) wishes(a args) (w wishes, err error) {
 			mac = s.MAC
 		}
 	}
+	w.noted = len(noted.IPs) > 0 && len(r.IPs) == 0
 	if w.ips, err = parseIPs(texts); err != nil {
 		return w, err
 	}

@@ -224,6 +224,9 @@ func TestAskedAddressAndMAC(t *testing.T) {
 	}
 	l.mustDel(r)
 	other := l.newPod()
+	_, err := l.verb("ADD", "tenant", other, map[string]any{"runtimeConfig": map[string]any{
+		"io.kubernetes.cri.pod-annotations": map[string]string{"meshd.dev/ips": "10.244.1.77"}}})
+	wantCode(t, err, types.ErrTryAgainLater, "can be used again in")
 	out, err := l.verbEnv(append(verbEnv("ADD", "again", other), "CNI_ARGS=IP=10.244.1.77"), l.stdin("1.1.0", nil))
 	if err != nil || !strings.Contains(out, "10.244.1.77/32") {
 		t.Errorf("a fixed address was not given again at once: %v %s", err, out)

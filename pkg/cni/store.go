@@ -241,6 +241,9 @@ type request struct {
 	reserved   []netip.Addr
 	requested  []netip.Addr
 	quarantine time.Duration
+	// noted: requested is the wish of the pod's author (an annotation), not
+	// the runtime's.
+	noted bool
 }
 
 // errExists comes with the held record of an attachment that is there already.
@@ -278,6 +281,7 @@ func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err e
 	if err != nil {
 		return nil, r, false, err
 	}
+	p.noted = q.noted
 	s.removeStale(p.stale)
 	for _, n := range p.names {
 		if n.is(q.record.ContainerID, q.record.IfName) {
