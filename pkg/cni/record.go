@@ -48,7 +48,9 @@ type Record struct {
 	// the same in CLOCK_BOOTTIME, for arithmetic: it never goes back.
 	Since  time.Time     `json:"since"`
 	Uptime time.Duration `json:"uptime"`
-	// Checksum is the CRC-32 (Castagnoli) of the record without it.
+	// Checksum is the CRC-32 (Castagnoli) of the record's text, with no spaces
+	// between tokens and an empty checksum. It is the last field: others go
+	// before it, so that older plugins can tell a sound record.
 	Checksum string `json:"checksum"`
 
 	// corrupt: nothing is known but what the file's name says.
@@ -145,16 +147,34 @@ func (r Record) encode() []byte {
 // errCorrupt marks records that cannot be trusted.
 var errCorrupt = errors.New("record is corrupt")
 
-// decodeRecord reads a record's content. Whatever is not exactly what encode
-// wrote for an attachment of that name is errCorrupt.
+// textSum is sum for a text, whose last field has to be the checksum: it counts
+// fields that a newer plugin wrote and this one does not know.
+func textSum(text []byte, checksum string) (string, error) {
+	var b bytes.Buffer
+	if err := json.Compact(&b, text); err != nil {
+		return "", err
+	}
+	body, ok := bytes.CutSuffix(b.Bytes(), []byte(`"checksum":"`+checksum+`"}`))
+	if !ok {
+		return "", errors.New("its last field is not checksum")
+	}
+	return fmt.Sprintf("%08x", crc32c(append(body, `"checksum":""}`...))), nil
+}
+
+// decodeRecord reads a record's content. Whatever is not exactly what encode,
+// of this version or another, wrote for an attachment of that name is
+// errCorrupt. Fields that are not known are passed over; no record is ever
+// written anew, and so they stay.
 func decodeRecord(name recordName, text []byte) (Record, error) {
 	var r Record
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&r); err != nil {
+	if err := json.Unmarshal(text, &r); err != nil {
 		return Record{}, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
-	if sum := r.sum(); r.Checksum != sum {
+	sum, err := textSum(text, r.Checksum)
+	if err != nil {
+		return Record{}, fmt.Errorf("%w: %w", errCorrupt, err)
+	}
+	if r.Checksum != sum {
 		return Record{}, fmt.Errorf("%w: checksum %q, want %s", errCorrupt, r.Checksum, sum)
 	}
 	if have := r.name().String(); have != name.String() {

@@ -1,7 +1,11 @@
 package cni
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/mesh"
 )
 
 func testRequest(id string) request {
@@ -181,6 +188,73 @@ func TestDamagedRecordsAreNotTrusted(t *testing.T) {
 		if r, err := decodeRecord(good.name(), damaged); !errors.Is(err, errCorrupt) {
 			t.Errorf("%s: %+v, %v; want corrupt", name, r, err)
 		}
+	}
+}
+
+// After going back to this plugin, a record of a newer one, with fields that
+// this one does not know, is as good as its own, and stays as it is.
+func TestARecordOfANewerPluginIsRead(t *testing.T) {
+	want := Record{ContainerID: "web", IfName: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, BootID: "b",
+		HostPorts: []mesh.HostPort{{Protocol: mesh.TCP, HostPort: 80, Port: 80}}, Since: time.Unix(1, 0).UTC()}
+	text := string(want.encode())
+	text = strings.Replace(text, `"port": 80`, `"port": 80, "newer": "<a>"`, 1)
+	text = strings.Replace(text, "\n  \"checksum\"", "\n  \"newest\": {\"checksum\": \"x\"},\n  \"checksum\"", 1)
+	if strings.Count(text, "newe") != 2 {
+		t.Fatalf("no newer fields in\n%s", text)
+	}
+	// The newer plugin's sum: of the text without spaces, the sum left empty.
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	old, _ := decodeChecksum(want.encode())
+	sum := fmt.Sprintf("%08x", crc32.Checksum([]byte(strings.Replace(compact.String(), old, "", 1)), crc32.MakeTable(crc32.Castagnoli)))
+	text = strings.Replace(text, old, sum, 1)
+	got, err := decodeRecord(want.name(), []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Checksum = sum
+	if diff := cmp.Diff(fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for _, damaged := range []string{"<b>", "newes_"} {
+		change := map[string]string{"<b>": "<a>", "newes_": "newest"}[damaged]
+		if _, err := decodeRecord(want.name(), []byte(strings.Replace(text, change, damaged, 1))); !errors.Is(err, errCorrupt) {
+			t.Errorf("with %s: %v, want corrupt", damaged, err)
+		}
+	}
+}
+
+func decodeChecksum(text []byte) (sum string, err error) {
+	var r struct{ Checksum string }
+	err = json.Unmarshal(text, &r)
+	return r.Checksum, err
+}
+
+// Records on disk are those of every version there was: what a sum is over may
+// not change.
+func TestTheChecksumStaysWhatItWas(t *testing.T) {
+	const text = `{
+  "containerID": "web",
+  "ifname": "eth0",
+  "netns": "",
+  "netnsDevice": 0,
+  "netnsInode": 0,
+  "bootID": "b",
+  "addresses": [
+    "10.244.1.2"
+  ],
+  "hostLink": "",
+  "mac": "",
+  "since": "1970-01-01T00:00:01Z",
+  "uptime": 0,
+  "checksum": "SUM"
+}
+`
+	r := Record{ContainerID: "web", IfName: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.2")}, BootID: "b", Since: time.Unix(1, 0).UTC()}
+	if diff := cmp.Diff(strings.Replace(text, "SUM", "3c1033b2", 1), string(r.encode())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
