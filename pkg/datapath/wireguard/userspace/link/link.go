@@ -24,6 +24,7 @@ import (
 	"syscall"
 
 	"github.com/tailscale/wireguard-go/tun"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -119,6 +120,12 @@ func newDevice(name string, file *os.File) (_ *Device, err error) {
 	undo = append(undo, func() { d.watch.Close() })
 	if d.index, err = d.ask(unix.SIOCGIFINDEX); err != nil {
 		return nil, fmt.Errorf("find link %s: %w", name, err)
+	}
+	// What is made of one packet has to fit a batch: the rest would be lost, and
+	// again each time it is sent.
+	kernels := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: int(d.index)}}
+	if err = netlink.LinkSetGSOMaxSegs(kernels, batch); err != nil {
+		return nil, fmt.Errorf("set gso_max_segs %d of link %s: %w", batch, name, err)
 	}
 	d.in.take, d.out.put = d.fill, d.flush
 	done = true
