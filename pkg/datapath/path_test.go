@@ -80,7 +80,7 @@ func TestPathsAreRepaired(t *testing.T) {
 	for _, c := range []struct{ name, on, breakage, part, named string }{
 		{"the other side forgets the session", "b", "wg set mesh0 peer $A remove", "tunnel/b", "began a new session"},
 		{"the endpoint is changed by hand", "a", "wg set mesh0 peer $B endpoint 192.0.2.250:1", "tunnel/b", "began a new session"},
-		{"the peer is removed by hand", "a", "wg set mesh0 peer $B remove", "datapath/device", "peer $B endpoint"},
+		{"the peer is removed by hand", "a", "wg set mesh0 peer $B remove", "datapath/device", "peer $B preshared-key (hidden) endpoint"},
 		{"its allowed IPs are taken away", "a", "wg set mesh0 peer $B allowed-ips ''", "datapath/device", "allowed-ips +10.244.2.0/24"},
 		{"the port is changed", "a", "wg set mesh0 listen-port 4444", "datapath/device", "listen-port 51820"},
 		{"the link is set down", "a", "ip link set mesh0 down", "datapath/device", "ip link set mesh0 up"},
