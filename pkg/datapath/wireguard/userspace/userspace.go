@@ -49,7 +49,6 @@ import (
 
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/datapath/wireguard/userspace/link"
-	"meshd.dev/pkg/datapath/wireguard/userspace/trial"
 	"meshd.dev/pkg/mesh"
 )
 
@@ -93,7 +92,7 @@ func Run(ctx context.Context, cfg Config) error {
 	helpers.Go(func() { bind.roaming.follow(ctx, dev.IpcSet, cfg.Log) })
 	helpers.Go(func() { greeter.run(ctx, bind.open) })
 	if !cfg.NoOffloads {
-		helpers.Go(func() { useOffloads(l, bind, cfg.Log) })
+		helpers.Go(func() { useOffloads(ctx, l, bind, cfg.Log) })
 	}
 	defer func() { cancel(); helpers.Wait() }()
 	if begin.config != "" {
@@ -193,22 +192,6 @@ func committed() uint64 {
 	var s runtime.MemStats
 	runtime.ReadMemStats(&s)
 	return s.Sys - s.HeapReleased
-}
-
-// useOffloads tries out what the kernel can, and has link and sockets use it.
-// That takes a moment, during which packets already flow.
-func useOffloads(l *link.Device, b *bind, log *slog.Logger) {
-	o, err := trial.Run()
-	if err != nil {
-		log.Warn("some offloads do not work here; it will be slower", "err", err)
-	}
-	b.setOffload(o.Sockets)
-	used, err := l.SetOffloads(o.Link)
-	if err != nil {
-		log.Warn("offloads of the link", "err", err)
-		return
-	}
-	log.Info("offloads", "link", used, "sockets", o.Sockets)
 }
 
 func newEngine(link tun.Device, bind *bind, log *slog.Logger) *device.Device {

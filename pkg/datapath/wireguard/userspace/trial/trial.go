@@ -34,10 +34,12 @@ type Offloads struct {
 }
 
 // patience is how long one step may take. Nothing is on its way for longer
-// than the scheduler makes it.
+// than the scheduler makes it. A step that took longer ends with
+// os.ErrDeadlineExceeded, which says little: on a busy machine it may do.
 const patience = 2 * time.Second
 
-// Run tries them all. The error says why the missing ones are missing. It needs
+// Run tries them all. The error says why the missing ones are missing; when it
+// is os.ErrDeadlineExceeded, some may be found another time. It needs
 // the right to make network namespaces; without it there are none.
 func Run() (o Offloads, err error) {
 	done := make(chan struct{})
