@@ -246,6 +246,8 @@ const (
 	// noBurst and more is what containerd and CRI-O send for "none was asked
 	// for": a burst of 256 MB, and no limit before that.
 	noBurst = math.MaxInt32
+	// leastRate, in bits a second, is what Kubernetes' own check lets through.
+	leastRate = 1000
 	// leastBurst lets one aggregated segment through whole.
 	leastBurst = 64 << 10
 	// queueTime is how long a packet may wait for its turn.
@@ -256,8 +258,8 @@ func (c *conf) newLimit(way string, rate, burst uint64) (limit, error) {
 	switch {
 	case rate == 0 && burst == 0:
 		return limit{}, nil
-	case rate < 8000:
-		return limit{}, invalid("bandwidth", fmt.Sprintf("%sRate %d: want bits a second, at least 8000", way, rate))
+	case rate < leastRate:
+		return limit{}, invalid("bandwidth", fmt.Sprintf("%sRate %d: want bits a second, at least %d", way, rate, leastRate))
 	}
 	l := limit{Rate: rate / 8, Burst: uint32(burst / 8)}
 	if burst == 0 || burst >= noBurst {

@@ -40,6 +40,8 @@ func TestWishes(t *testing.T) {
 		{"hostIP", `"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"here"}]`, "want an address of this node"},
 		{"bandwidth", `"bandwidth":{"ingressRate":8000000,"ingressBurst":800000,"egressRate":16000000,"egressBurst":4294967295}`, "to 1000000/100000 from 2000000/200000"},
 		{"bandwidth without burst", `"bandwidth":{"ingressRate":1000000}`, "to 125000/65536"},
+		{"bandwidth as little as Kubernetes allows", `"bandwidth":{"ingressRate":1000,"ingressBurst":2147483647}`, "to 125/65536"},
+		{"bandwidth with less", `"bandwidth":{"ingressRate":999}`, "ingressRate 999: want bits a second, at least 1000"},
 		{"bandwidth with a burst no packet fits", `"bandwidth":{"ingressRate":1000000,"ingressBurst":8000}`, "no packet would fit"},
 		{"burst without a rate", `"bandwidth":{"egressBurst":8000}`, "egressRate 0: want bits a second"},
 		{"negative rate", `"bandwidth":{"egressRate":-1}`, "cannot read network configuration"},
@@ -180,6 +182,27 @@ func TestCapabilities(t *testing.T) {
 	removePod(other.NetNS)
 	l.sweep(nil)
 	l.wantClean()
+}
+
+// The least rate that Kubernetes takes is one the kernel holds, and packets fit.
+func TestTheLeastBandwidth(t *testing.T) {
+	l := newLab(t)
+	needRoot(t, "tc", "ping")
+	r := rt("web", l.newPod())
+	r.CapabilityArgs = map[string]any{"bandwidth": map[string]any{"ingressRate": 1000, "ingressBurst": 2147483647, "egressRate": 1000, "egressBurst": 2147483647}}
+	l.mustAdd(r)
+	if got := run(t, "tc", "qdisc", "show", "dev", HostLink("web", "eth0")); !strings.Contains(got, "rate 1Kbit") {
+		t.Errorf("to the pod: %s", got)
+	}
+	if got := run(t, "nsenter", inPod(r.NetNS, "tc", "qdisc", "show", "dev", "eth0")...); !strings.Contains(got, "rate 1Kbit") {
+		t.Errorf("from the pod: %s", got)
+	}
+	if err := l.check(r); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	neighbour := l.newPod()
+	l.mustAdd(rt("neighbour", neighbour))
+	run(t, "nsenter", inPod(neighbour, "ping", "-c", "1", "-s", "1392", "-W", "5", "10.244.1.2")...)
 }
 
 // Host ports as a client sees them; the daemon's part alone is in TestStory.
