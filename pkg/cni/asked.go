@@ -293,10 +293,9 @@ func (c *conf) dns() (types.DNS, error) {
 
 // args are the CNI_ARGS this plugin understands.
 type args struct {
-	pod  PodRef
-	ips  []string
-	mac  string
-	last string // sandbox, for nothing but being known
+	pod PodRef
+	ips []string
+	mac string
 }
 
 // maxArg bounds a value; Kubernetes' longest names have 253 bytes.
@@ -326,8 +325,7 @@ func parseArgs(s string) (args, error) {
 			a.pod.Name = value
 		case "K8S_POD_UID":
 			a.pod.UID = value
-		case "K8S_POD_INFRA_CONTAINER_ID":
-			a.last = value
+		case "K8S_POD_INFRA_CONTAINER_ID": // known, and of no use
 		case "IP":
 			a.ips = strings.Split(value, ",")
 		case "MAC":
