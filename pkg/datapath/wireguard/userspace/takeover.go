@@ -25,8 +25,10 @@ import (
 // greetings of this process make new ones. So an upgrade of this program costs
 // a handshake and not a link. Packets to be sent wait in the link meanwhile.
 type predecessor struct {
-	pid  int
-	file *os.File
+	pid int
+	// process is that process even when another one has its number.
+	process *os.Process
+	file    *os.File
 	// config is for the control socket of the successor.
 	config string
 }
@@ -56,6 +58,9 @@ func findHolder(device string) (p *predecessor, err error) {
 	p = &predecessor{}
 	if p.pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil || p.pid <= 0 {
 		return nil, fmt.Errorf("%s does not name a process: %q", wireguard.LockPath(device), text)
+	}
+	if p.process, err = os.FindProcess(p.pid); err != nil {
+		return nil, fmt.Errorf("process %d: %w", p.pid, err)
 	}
 	if p.config, err = configOf(device); err != nil {
 		return nil, err
@@ -133,7 +138,8 @@ func parseConfig(r *bufio.Reader) (string, error) {
 
 // end has it end, and returns when its lock is ours.
 func (p *predecessor) end(ctx context.Context, device string) (unlock func(), err error) {
-	if err := unix.Kill(p.pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+	defer p.process.Release()
+	if err := p.process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return nil, fmt.Errorf("end process %d: %w", p.pid, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
