@@ -236,6 +236,9 @@ func (c *computation) addPeer(n mesh.Node) {
 	}
 	second := c.addTunnels(n, peer)
 	target := path.Target{Node: n.Name, Key: n.PublicKey, Published: n.Endpoints}
+	if second {
+		target.Key = newest(n)
+	}
 	for _, p := range n.PodCIDRs {
 		src := c.source(p)
 		l.routes = append(l.routes, route.Route{Dst: p, Src: src, Second: second})

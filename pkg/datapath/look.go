@@ -42,8 +42,11 @@ func (d *Datapath) lookAt(w *Wish) {
 	if d.true.Load() && (err != nil || len(ops) > 0 || !route.SysctlsHold(w.Route)) {
 		d.loop.Kick() // else it is being tried again already
 	}
-	if err == nil {
-		d.paths.Stats(stats)
+	if err != nil {
+		return
+	}
+	if stats, watched, err := d.merge(stats); err == nil {
+		d.paths.Stats(watched)
 		d.report(d.tunnels.list(stats, "", d.paths.Report))
 	}
 }

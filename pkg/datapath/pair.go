@@ -33,24 +33,31 @@ type tunnel struct {
 }
 
 // addTunnels adds the tunnels to n, of which first is the usual one, and
-// reports whether to send over the second.
+// reports whether to send over the second. When that in use is silent its
+// session begins anew, and the other one's, which may do, does not.
 func (c *computation) addTunnels(n mesh.Node, first wireguard.Peer) (second bool) {
 	if wireguard.StageOf(n.PublicKey, n.NextKey) == wireguard.Returning {
 		first.Keepalive = knock
 	}
+	if c.wish.Second != nil && hasSecond(c.opts.Keys, n) {
+		t := c.second(n, first.Endpoint)
+		if c.opts.OverSecond[n.Name] {
+			t.Fresh = first.Fresh
+		}
+		if second = c.addTunnel(c.wish.Second, n, t) == "" && c.opts.OverSecond[n.Name]; second {
+			first.Fresh = wireguard.FreshAsIs
+		}
+	}
 	if why := c.addTunnel(&c.wish.WireGuard, n, tunnel{first, c.opts.Keys.Current}); why != "" {
 		c.problem(n.Name, why, "does it answer on its TCP port for keys (annotation "+mesh.AnnotationKeyExchange+" of its Node object)? `meshctl keys` says how far it is")
 	}
-	if c.wish.Second == nil || !hasSecond(c.opts.Keys, n) {
-		return false
-	}
-	return c.addTunnel(c.wish.Second, n, c.second(n, first.Endpoint)) == "" && c.opts.OverSecond[n.Name]
+	return second
 }
 
 // second tunnel to n. A node that changes its key says its port; of another it
 // is the one behind the first, and it calls anyway.
 func (c *computation) second(n mesh.Node, endpoint netip.AddrPort) tunnel {
-	t := tunnel{wireguard.Peer{Name: n.Name, Key: newest(n), AllowedIPs: n.PodCIDRs}, c.opts.Keys.Current}
+	t := tunnel{wireguard.Peer{Name: n.Name, Key: newest(n), AllowedIPs: n.PodCIDRs, Fresh: wireguard.FreshAsIs}, c.opts.Keys.Current}
 	if !c.opts.Keys.Next.IsZero() {
 		t.own = c.opts.Keys.Next
 	}

@@ -19,6 +19,7 @@ type cluster struct {
 	*testing.T
 	machines []*machine
 	state    mesh.State
+	mute     bool // carries no words
 }
 
 // carry hands on once what each machine has published and said.
@@ -36,7 +37,7 @@ func (c *cluster) carry() map[string]reply {
 	for _, m := range c.machines {
 		req := request{Heard: map[string]Sending{}}
 		for name, r := range replies {
-			if s, ok := r.Sends[m.name]; ok && name != m.name {
+			if s, ok := r.Sends[m.name]; ok && name != m.name && !c.mute {
 				req.Heard[name] = s
 			}
 		}
@@ -232,4 +233,43 @@ func (c *cluster) kills(m, victim *machine) {
 	c.until("the key changed", func(r map[string]reply) bool {
 		return r[m.name].Turn.Generation == generation+1 && r[m.name].Turn.Stage() == wireguard.Steady && r[m.name].Keys.Next.IsZero()
 	})
+}
+
+// Two machines that change a key and send over their second devices, when
+// nothing passes between these any more: the first ones do again, and when it
+// passes the key is changed.
+func TestSecondIsWatched(t *testing.T) {
+	underlay(t)
+	a, b := newMachine(t, "a", 1), newMachine(t, "b", 2)
+	cl := &cluster{T: t, machines: []*machine{a, b}, state: mesh.State{Nodes: []mesh.Node{a.node(), b.node()}}}
+	tell(cl.state, a, b)
+	settled(t, a, b)
+	a.pod(2)
+	b.pod(2)
+	a.reaches(t, "pod to pod", b.podAddr(2))
+	cl.mute = true // so that the change does not get on
+	a.request(request{Rotate: true})
+	cl.until("both send over the second device", func(r map[string]reply) bool {
+		return r["a"].Sends["b"].Second && r["b"].Sends["a"].Second
+	})
+	a.reaches(t, "pod to pod over it", b.podAddr(2))
+	if r := a.ask(nil); len(r.Tunnels) != 1 || r.Tunnels[0].Note != "" || !r.Sends["b"].Second {
+		t.Errorf("over the second device: %+v, %+v", r.Tunnels, r.Sends)
+	}
+	for _, m := range cl.machines { // on arrival: whoever sends hears no error
+		m.sh(`nft add table inet block
+			nft add chain inet block in '{ type filter hook input priority filter; }'
+			nft add rule inet block in udp dport 51821 drop`)
+	}
+	took := a.reaches(t, "pod to pod again", b.podAddr(2))
+	t.Logf("over the first device %d ms later", took.Milliseconds())
+	for _, m := range cl.machines {
+		m.sh("nft delete table inet block")
+	}
+	cl.mute = false
+	generation := a.ask(nil).Turn.Generation
+	cl.until("the key changed", func(r map[string]reply) bool {
+		return r["a"].Turn.Stage() == wireguard.Steady && r["a"].Keys.Generation >= generation && r["a"].Keys.Next.IsZero()
+	})
+	settled(t, a, b)
 }

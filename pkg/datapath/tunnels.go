@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,6 +18,9 @@ import (
 type tunnels struct {
 	mu    sync.Mutex
 	peers []used
+	// first are the keys of the first device, by node, while there is a
+	// second.
+	first map[string]mesh.Key
 	mtus  map[mesh.Key]int
 	// problems by node, from Compute.
 	problems []Problem
@@ -28,6 +32,12 @@ func (t *tunnels) set(w Wish) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.peers, t.problems = inUse(w), w.Problems
+	t.first = map[string]mesh.Key{}
+	if w.Second != nil {
+		for _, p := range w.WireGuard.Peers {
+			t.first[p.Name] = p.Key
+		}
+	}
 	byPrefix := make(map[netip.Prefix]int, len(w.Route.Routes))
 	for _, r := range w.Route.Routes {
 		byPrefix[r.Dst] = r.MTU
@@ -83,22 +93,33 @@ func (t *tunnels) nexts() map[string]string {
 // stats of the peers that are sent to, whichever device they are on.
 func (d *Datapath) stats() (map[mesh.Key]wireguard.Stats, wireguard.Backend, error) {
 	stats, backend, err := d.device.Stats()
-	var moved []mesh.Key
-	d.tunnels.mu.Lock()
-	for _, p := range d.tunnels.peers {
-		if p.second {
-			moved = append(moved, p.Key)
-		}
-	}
-	d.tunnels.mu.Unlock()
-	if len(moved) == 0 || err != nil {
+	if err != nil {
 		return stats, backend, err
 	}
-	second, _, err := d.second.Stats()
-	for _, k := range moved {
-		stats[k] = second[k]
-	}
+	stats, _, err = d.merge(stats)
 	return stats, backend, err
+}
+
+// merge into the counters of the first device those of the peers that are sent
+// to over the second, for people and for the paths: what is told of a path is
+// the endpoint on the first device, which is the one that is published.
+func (d *Datapath) merge(first map[mesh.Key]wireguard.Stats) (stats, watched map[mesh.Key]wireguard.Stats, err error) {
+	d.tunnels.mu.Lock()
+	moved := slices.DeleteFunc(slices.Clone(d.tunnels.peers), func(p used) bool { return !p.second })
+	keys := d.tunnels.first
+	d.tunnels.mu.Unlock()
+	if len(moved) == 0 {
+		return first, first, nil
+	}
+	second, _, err := d.second.Stats()
+	stats, watched = maps.Clone(first), maps.Clone(first)
+	for _, p := range moved {
+		s := second[p.Key]
+		stats[p.Key] = s
+		s.Endpoint = first[keys[p.Name]].Endpoint
+		watched[p.Key] = s
+	}
+	return stats, watched, err
 }
 
 // Tunnels as they are now, a line a peer, sorted by name.

@@ -56,9 +56,13 @@ type Peer struct {
 	// PSK is mixed into each handshake; zero: none.
 	PSK Secret
 	// Fresh is a number; with another one the peer is removed and added
-	// again, for a session that begins anew.
+	// again, for a session that begins anew. FreshAsIs leaves the session.
 	Fresh int
 }
+
+// FreshAsIs leaves the session of a peer alone, and with the next number it is
+// left alone as well: what is counted meanwhile is another tunnel's.
+const FreshAsIs = -1
 
 // KeepaliveAsIs leaves the keepalive of a peer alone.
 const KeepaliveAsIs time.Duration = -1
@@ -215,7 +219,10 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 		clear(d.wished)
 		clear(d.fresh)
 		for _, p := range cfg.Peers {
-			d.wished[p.Key], d.fresh[p.Key] = p.Endpoint, p.Fresh
+			d.wished[p.Key] = p.Endpoint
+			if p.Fresh != FreshAsIs {
+				d.fresh[p.Key] = p.Fresh
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -433,7 +440,7 @@ func (d *Device) unset(cfg Config, have state) (ops []op) {
 // setPeer is the op that makes old into p, or nil.
 func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
 	last, remembered := d.fresh[p.Key]
-	again := known && remembered && last != p.Fresh
+	again := known && remembered && p.Fresh != FreshAsIs && last != p.Fresh
 	if again {
 		old, known = peer{}, false
 	}
