@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"meshd.dev/pkg/mesh"
 	"meshd.dev/pkg/status"
 )
@@ -479,6 +481,75 @@ func TestDialsAllAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// flaky is a listener that has errors to give before a caller.
+type flaky struct {
+	net.Listener
+	errs chan error
+}
+
+func (l flaky) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	select {
+	case e := <-l.errs:
+		if err == nil {
+			c.Close()
+		}
+		return nil, e
+	default:
+		return c, err
+	}
+}
+
+// When files run out the port stays open, and who has a connection keeps it;
+// when it cannot go on, those are closed and it ends.
+func TestAcceptFails(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.start("a", 1), w.start("b", 2)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, done := make(chan error, 1), make(chan error, 1)
+	go func() { done <- b.accept(t.Context(), flaky{l, errs}) }()
+	call := func() (*conn, error) {
+		raw, err := tls.Dial("tcp", l.Addr().String(), a.id.config(func(mesh.Pin) error { return nil }))
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { raw.Close() })
+		return &conn{raw}, nil
+	}
+	good := request{Op: opSends, From: "a", To: "b"}
+	c, err := call()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(what string) {
+		t.Helper()
+		if _, err := c.ask(good); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	ask("before")
+	errs <- &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)}
+	if _, err := call(); err == nil {
+		t.Error("there was no file for it")
+	}
+	ask("without files")
+	if _, err := call(); err != nil {
+		t.Errorf("after a while: %v", err)
+	}
+	ask("after a while")
+	errs <- unix.EINVAL
+	_, _ = call()
+	if err := <-done; !errors.Is(err, unix.EINVAL) {
+		t.Errorf("ended with %v", err)
+	}
+	if _, err := c.ask(good); err == nil {
+		t.Error("a connection outlived it")
+	}
 }
 
 func TestPatience(t *testing.T) {

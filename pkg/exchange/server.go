@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"meshd.dev/pkg/mesh"
 )
 
@@ -24,6 +26,8 @@ const (
 	handshakeTimeout = 5 * time.Second
 	// idleTimeout between two requests.
 	idleTimeout = 15 * time.Second
+	// acceptPause after a caller could not be taken.
+	acceptPause = time.Second
 	// dialTimeout of one address.
 	dialTimeout = 2 * time.Second
 	// askTimeout of one request.
@@ -52,12 +56,19 @@ func (x *Exchange) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	x.cfg.Board.OK("psk/listening")
+	return x.accept(ctx, l)
+}
+
+// accept callers until ctx ends. It closes l.
+func (x *Exchange) accept(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
-	x.cfg.Board.OK("psk/listening")
+	ctx, cancel := context.WithCancel(ctx)
 	var conns sync.WaitGroup
 	defer conns.Wait()
+	defer cancel() // closes them: some would live as long as their callers
 	free := make(chan struct{}, maxConns)
 	counts := &counts{of: map[string]int{}}
 	for {
@@ -65,8 +76,17 @@ func (x *Exchange) listen(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		if err != nil && !passes(err) {
 			return fmt.Errorf("accept: %w", err)
+		}
+		x.cfg.Board.Report("psk/listening", err, "look what has all the files or the memory; callers wait until there is room")
+		if err != nil { // the port stays open, and who has a connection keeps it
+			x.cfg.Log.Warn("key exchange", "err", fmt.Errorf("accept: %w", err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		select {
 		case free <- struct{}{}:
@@ -79,6 +99,11 @@ func (x *Exchange) listen(ctx context.Context) error {
 			x.serveConn(ctx, raw, counts)
 		})
 	}
+}
+
+// passes reports whether an error of Accept is for want of something.
+func passes(err error) bool {
+	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // counts the connections of each node, by its pin, and of each address whose
