@@ -591,6 +591,28 @@ func TestExpand(t *testing.T) {
 	}
 }
 
+// A newer node may say more than we know; a file says what we wrote.
+func TestNewerMessages(t *testing.T) {
+	var req request
+	if err := parse([]byte(`{"op":"sends","from":"a","to":"b","version":2,"pair":{"more":{}}}`), &req); err != nil || req.From != "a" {
+		t.Errorf("a request of a newer version: %+v, %v", req, err)
+	}
+	var resp response
+	if err := parse([]byte(`{"ok":true,"since":"today","sends":{"second":true,"mtu":1}}`), &resp); err != nil || !resp.OK || !resp.Sends.Second {
+		t.Errorf("a response of a newer version: %+v, %v", resp, err)
+	}
+	if err := parse([]byte(`{"op":1}`), &req); err == nil {
+		t.Error("a number for an op was taken")
+	}
+	const file = `{"uid":"u","keys":[{"own":"","peer":"","psk":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","made":"2026-01-02T03:04:05Z"}]`
+	if _, err := parseFile([]byte(file + "}")); err != nil {
+		t.Errorf("a file: %v", err)
+	}
+	if _, err := parseFile([]byte(file + `,"version":2}`)); err == nil {
+		t.Error("a file with more in it was taken")
+	}
+}
+
 func FuzzMessages(f *testing.F) {
 	f.Add([]byte(`{"op":"offer","from":"a","to":"b","pair":{"first":"","second":""},"data":"AAAA"}`))
 	f.Add([]byte(`{"ok":true,"sends":{"key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","second":true}}`))

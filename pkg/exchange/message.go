@@ -87,10 +87,19 @@ func read(r io.Reader, message any) error {
 	return parse(b, message)
 }
 
-// parse wants one object and nothing it does not know.
+// parse one object of a peer, which may be newer and say more than we know.
 func parse(b []byte, message any) error {
+	return decode(json.NewDecoder(bytes.NewReader(b)), message)
+}
+
+// parseStrictly one object that nobody but us writes.
+func parseStrictly(b []byte, message any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
+	return decode(d, message)
+}
+
+func decode(d *json.Decoder, message any) error {
 	if err := d.Decode(message); err != nil {
 		return fmt.Errorf("read message: %w", err)
 	}

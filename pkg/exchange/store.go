@@ -82,7 +82,7 @@ func readFile(path string) (file, error) {
 
 func parseFile(b []byte) (file, error) {
 	var f file
-	if err := parse(b, &f); err != nil {
+	if err := parseStrictly(b, &f); err != nil {
 		return f, err
 	}
 	for _, e := range f.Keys {
