@@ -75,6 +75,7 @@ type peer struct {
 	checked  map[Pair]time.Time
 	failures int
 	retry    time.Time
+	missed   time.Time // last heard that it has no preshared key
 	err      error
 }
 

@@ -279,7 +279,11 @@ func TestRefused(t *testing.T) {
 	any := func(mesh.Pin) error { return nil }
 	addr := fmt.Sprintf("127.0.0.1:%d", b.cfg.Port)
 	try := func(config *tls.Config, req request) error {
-		raw, err := tls.Dial("tcp", addr, config)
+		to := addr
+		if req.To == "a" {
+			to = fmt.Sprintf("127.0.0.1:%d", a.cfg.Port)
+		}
+		raw, err := tls.Dial("tcp", to, config)
 		if err != nil {
 			return err
 		}
@@ -313,6 +317,7 @@ func TestRefused(t *testing.T) {
 		{"keys nobody has", a.id.config(any), request{Op: opOffer, From: "a", To: "b", Pair: Pair{mesh.Key{1}, mesh.Key{9}}}, "does not know one of these keys"},
 		{"no encapsulation key", a.id.config(any), request{Op: opOffer, From: "a", To: "b", Pair: pair, Data: []byte("x")}, "read encapsulation key"},
 		{"confirms what was not offered", a.id.config(any), request{Op: opConfirm, From: "a", To: "b", Pair: pair}, "confirms what was not offered"},
+		{"a miss of keys nobody has", b.id.config(any), request{Op: opMiss, From: "b", To: "a", Pair: Pair{mesh.Key{1}, mesh.Key{9}}}, "does not know one of these keys"},
 		{"a miss to one that does not begin", a.id.config(any), request{Op: opMiss, From: "a", To: "b", Pair: pair}, "does not begin"},
 	} {
 		err := try(c.config, c.req)
@@ -549,6 +554,41 @@ func TestAcceptFails(t *testing.T) {
 	}
 	if _, err := c.ask(good); err == nil {
 		t.Error("a connection outlived it")
+	}
+}
+
+// A node may say as often as it likes that it has no preshared key: its pair
+// is looked at once a second.
+func TestMissedOften(t *testing.T) {
+	w := newWorld(t)
+	a := w.start("a", 1)
+	w.start("b", 2)
+	w.same("a", "b", 1, 2)
+	n, pair := w.nodes["b"], Pair{mesh.Key{1}, mesh.Key{2}}
+	w.eventually("checked", func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.peers["b"].busy || len(a.peers["b"].checked) == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for _, c := range []struct {
+		ago  time.Duration
+		want bool
+	}{{0, false}, {missPause, true}} {
+		a.mu.Lock()
+		later := time.Now().Add(time.Hour)
+		a.peers["b"].missed, a.peers["b"].retry = time.Now().Add(-c.ago), later
+		a.mu.Unlock()
+		if err := a.missed(n, pair); err != nil {
+			t.Fatal(err)
+		}
+		a.mu.Lock()
+		if heard := a.peers["b"].retry != later; heard != c.want {
+			t.Errorf("%s after the last one it was heard: %v, want %v", c.ago, heard, c.want)
+		}
+		a.mu.Unlock()
 	}
 }
 

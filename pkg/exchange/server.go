@@ -28,6 +28,8 @@ const (
 	idleTimeout = 15 * time.Second
 	// acceptPause after a caller could not be taken.
 	acceptPause = time.Second
+	// missPause between two times a node is heard that has no preshared key.
+	missPause = time.Second
 	// dialTimeout of one address.
 	dialTimeout = 2 * time.Second
 	// askTimeout of one request.
@@ -255,16 +257,23 @@ func (x *Exchange) fits(n mesh.Node, p Pair) error {
 	return nil
 }
 
-// missed: the other has no preshared key of a pair, and we begin.
+// missed: the other has no preshared key of a pair, and we begin. It may say
+// so often: once in missPause we go and see.
 func (x *Exchange) missed(n mesh.Node, p Pair) error {
 	if !x.begins(n.Name) {
 		return fmt.Errorf("node %s does not begin", x.cfg.Node)
 	}
+	if !x.useful(n)(p.First, p.Second) {
+		return fmt.Errorf("node %s does not know one of these keys", x.cfg.Node)
+	}
 	x.mu.Lock()
+	defer x.mu.Unlock()
 	q := x.peer(n)
+	if time.Since(q.missed) < missPause {
+		return nil
+	}
+	q.missed, q.retry = time.Now(), time.Time{}
 	delete(q.checked, p)
-	q.retry = time.Time{}
-	x.mu.Unlock()
 	x.loop.Kick()
 	return nil
 }
