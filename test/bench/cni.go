@@ -106,6 +106,9 @@ func ourConf(families string) ([]byte, error) {
 		return nil, err
 	}
 	plugin := list["plugins"].([]any)[0].(map[string]any)
+	// Hundreds of pods in a few seconds are more than a quarantine of ten
+	// seconds leaves of one /24.
+	plugin["quarantineSeconds"] = 1
 	if families == single {
 		plugin["ranges"] = slices.DeleteFunc(plugin["ranges"].([]any), func(r any) bool { return netip.MustParsePrefix(r.(string)).Addr().Is6() })
 	}
