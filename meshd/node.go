@@ -418,6 +418,10 @@ func (n *node) plan() plan {
 	return plan{Ops: ops}
 }
 
+// lockPatience: the threads of a process that was killed hold its files for a
+// moment after it counts as gone.
+const lockPatience = 2 * time.Second
+
 // lockState makes sure that one daemon alone works on a state folder. The lock
 // goes with the process.
 func lockState(dir string) error {
@@ -428,8 +432,13 @@ func lockState(dir string) error {
 	if err != nil {
 		return fmt.Errorf("state folder: open %s/lock: %w", dir, err)
 	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("state folder %s: another meshd works on it; stop that one, or give this one its own --data-dir and --run-dir", dir), unix.Close(fd))
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPatience / 100) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return errors.Join(fmt.Errorf("state folder %s: another meshd works on it; stop that one, or give this one its own --data-dir and --run-dir", dir), unix.Close(fd))
+		}
 	}
-	return nil
 }
