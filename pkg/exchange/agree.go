@@ -81,7 +81,7 @@ func (x *Exchange) agree(c *conn, n mesh.Node, req request, own, theirs mesh.Key
 	if !resp.OK {
 		return fmt.Errorf("%s does not use the new preshared key", n.Name)
 	}
-	return x.store.put(n, own, theirs, a.psk, x.useful(n))
+	return x.store.put(n, own, theirs, a.psk, x.usefulNow(n))
 }
 
 // pending is what the other end of a connection has offered and not yet
@@ -113,7 +113,7 @@ func (x *Exchange) confirmed(p *pending, n mesh.Node, req request) error {
 	if err := confirms(p.first, req.Data); err != nil {
 		return err
 	}
-	if err := x.store.put(n, p.pair.Second, p.pair.First, p.psk, x.useful(n)); err != nil {
+	if err := x.store.put(n, p.pair.Second, p.pair.First, p.psk, x.usefulNow(n)); err != nil {
 		return err
 	}
 	x.cfg.Log.Info("agreed on a preshared key", "node", n.Name, "own", p.pair.Second, "peer", p.pair.First)

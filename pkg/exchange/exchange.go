@@ -231,6 +231,17 @@ func (x *Exchange) useful(n mesh.Node) func(own, peer mesh.Key) bool {
 	}
 }
 
+// usefulNow is useful of what n has published by now, and not when n was
+// looked at first: others agree on keys with it as well.
+func (x *Exchange) usefulNow(n mesh.Node) func(own, peer mesh.Key) bool {
+	if state := x.cfg.State(); state != nil {
+		if now, ok := state.Node(n.Name); ok && now.UID == n.UID {
+			n = now
+		}
+	}
+	return x.useful(n)
+}
+
 // begins reports whether we are the one of the two that begins.
 func (x *Exchange) begins(node string) bool { return x.cfg.Node < node }
 

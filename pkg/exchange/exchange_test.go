@@ -631,6 +631,34 @@ func TestExpand(t *testing.T) {
 	}
 }
 
+// A preshared key that was agreed on while we still talk about another stays,
+// though the node had not published its next key when we began to talk.
+func TestAgreedMeanwhile(t *testing.T) {
+	a, err := New(Config{Node: "a", Dir: t.TempDir(), Changed: func() {},
+		Keys: func() (current, next mesh.Key) { return mesh.Key{1}, mesh.Key{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := mesh.Node{Name: "0", UID: "u", PublicKey: mesh.Key{2}}
+	now := before
+	now.NextKey = mesh.Key{22}
+	a.cfg.State = func() *mesh.State { return &mesh.State{Nodes: []mesh.Node{now}} }
+	for _, n := range []mesh.Node{now, before} {
+		pair := Pair{n.PublicKey, mesh.Key{1}}
+		if !n.NextKey.IsZero() {
+			pair.First = n.NextKey
+		}
+		if err := a.confirmed(&pending{pair: pair, agreed: agreed{first: []byte("w")}}, n, request{Pair: pair, Data: []byte("w")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []mesh.Key{{2}, {22}} {
+		if _, ok, _ := a.store.get(now, mesh.Key{1}, key); !ok {
+			t.Errorf("the preshared key of %v is gone", key)
+		}
+	}
+}
+
 // A newer node may say more than we know; a file says what we wrote.
 func TestNewerMessages(t *testing.T) {
 	var req request
