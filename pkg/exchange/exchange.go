@@ -48,6 +48,8 @@ const (
 	ask = 200 * time.Millisecond
 	// maxBackoff between two tries to reach a node.
 	maxBackoff = time.Minute
+	// maxVisits at once that have to call first: a handshake takes some 100 KB.
+	maxVisits = 32
 	// minBackoff is short: mostly the other has not heard of a key yet.
 	minBackoff = 100 * time.Millisecond
 )
@@ -59,6 +61,7 @@ type Exchange struct {
 	store *Store
 	loop  *reconcile.Loop
 	work  sync.WaitGroup // visits under way
+	slots chan struct{}  // of visits without a connection yet
 
 	mu    sync.Mutex
 	peers map[string]*peer
@@ -95,7 +98,7 @@ func New(cfg Config) (*Exchange, error) {
 	for _, path := range store.setAside {
 		cfg.Log.Error("preshared keys could not be read; they are agreed anew", "moved to", path)
 	}
-	x := &Exchange{cfg: cfg, id: id, store: store, peers: map[string]*peer{}}
+	x := &Exchange{cfg: cfg, id: id, store: store, peers: map[string]*peer{}, slots: make(chan struct{}, maxVisits)}
 	x.loop = reconcile.New(reconcile.Config{Name: "exchange", Do: x.round, Resync: recheck, Log: cfg.Log})
 	x.timer = time.AfterFunc(time.Hour, x.loop.Kick)
 	return x, nil
@@ -334,12 +337,20 @@ func (x *Exchange) report(n mesh.Node, p *peer, now time.Time) {
 
 // visit talks with one node.
 func (x *Exchange) visit(ctx context.Context, n mesh.Node, p *peer, todo [][2]mesh.Key, changing bool) {
-	ctx, cancel := context.WithTimeout(ctx, visitTimeout)
-	defer cancel()
 	x.mu.Lock()
 	c := p.conn
 	p.conn = nil
 	x.mu.Unlock()
+	if c == nil { // those that are asked often do not wait for the silent
+		select {
+		case x.slots <- struct{}{}:
+			defer func() { <-x.slots }()
+		case <-ctx.Done():
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, visitTimeout)
+	defer cancel()
 	c, err := x.talk(ctx, c, n, p, todo, changing)
 	x.mu.Lock()
 	p.busy = false

@@ -659,6 +659,37 @@ func TestAgreedMeanwhile(t *testing.T) {
 	}
 }
 
+// No more than maxVisits nodes are called at once: the others wait.
+func TestVisitsWait(t *testing.T) {
+	w := newWorld(t)
+	a := w.start("a", 1)
+	for range maxVisits {
+		a.slots <- struct{}{}
+	}
+	b := w.start("b", 2)
+	w.eventually("a waits to visit b", func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if p := a.peers["b"]; p == nil || !p.busy {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	w.eventually("b calls a", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if p := b.peers["a"]; p == nil || p.conn == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if got := a.PSK(w.nodes["b"], mesh.Key{1}, mesh.Key{2}); got.PSK != (Secret{}) {
+		t.Error("a has called b though it calls so many")
+	}
+	<-a.slots
+	w.same("a", "b", 1, 2)
+}
+
 // A newer node may say more than we know; a file says what we wrote.
 func TestNewerMessages(t *testing.T) {
 	var req request
