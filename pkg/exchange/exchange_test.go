@@ -444,7 +444,8 @@ func TestStrangers(t *testing.T) {
 // A node is reached at the last of its addresses though nobody speaks at the
 // others, before the visit has to end.
 func TestDialsAllAddresses(t *testing.T) {
-	a, err := New(Config{Node: "a", Dir: t.TempDir()})
+	state := &mesh.State{}
+	a, err := New(Config{Node: "a", Dir: t.TempDir(), State: func() *mesh.State { return state }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,6 +487,16 @@ func TestDialsAllAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	// Never through the tunnel, though somebody would answer there.
+	for name, inside := range map[string]*mesh.State{
+		"pods":     {Nodes: []mesh.Node{{Name: "c", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/28")}}}},
+		"services": {ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/28")}},
+	} {
+		state = inside
+		if _, err := a.dial(ctx, n); err == nil || !strings.Contains(err.Error(), "are of pods or services") {
+			t.Errorf("an address of %s was called: %v", name, err)
+		}
+	}
 }
 
 // flaky is a listener that has errors to give before a caller.

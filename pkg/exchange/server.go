@@ -195,12 +195,12 @@ func (x *Exchange) greet(ctx context.Context, raw net.Conn, counts *counts) *con
 	return c
 }
 
-// inside reports whether an address is of the pods of a node.
+// inside reports whether an address is of the pods of a node or of a service.
 func (x *Exchange) inside(a netip.Addr) bool {
-	state := x.cfg.State()
-	return state != nil && slices.ContainsFunc(state.Nodes, func(n mesh.Node) bool {
-		return slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
-	})
+	state, contains := x.cfg.State(), func(p netip.Prefix) bool { return p.Contains(a) }
+	return state != nil && (slices.ContainsFunc(state.ServiceCIDRs, contains) || slices.ContainsFunc(state.Nodes, func(n mesh.Node) bool {
+		return slices.ContainsFunc(n.PodCIDRs, contains)
+	}))
 }
 
 // answer a request. What was offered stays until the next offer or its
@@ -306,6 +306,9 @@ func (x *Exchange) dial(ctx context.Context, n mesh.Node) (won *conn, err error)
 	addrs := addressesOf(n)
 	if len(addrs) == 0 {
 		return nil, errors.New("it has published no address")
+	}
+	if addrs = slices.DeleteFunc(addrs, x.inside); len(addrs) == 0 {
+		return nil, errors.New("all addresses it has published are of pods or services: they are reached through the tunnel that the keys are for")
 	}
 	type result struct {
 		c   *conn
