@@ -86,6 +86,35 @@ func TestAlive(t *testing.T) {
 	}
 }
 
+// When the clock is put forward or back, a session is as old as it was.
+func TestSightings(t *testing.T) {
+	begin := time.Now()
+	handshake := begin.Round(0).Add(-time.Minute) // as a device tells it, by the clock on the wall
+	var seen sightings
+	at := func(now time.Time, told time.Time) bool {
+		stats := map[mesh.Key]wireguard.Stats{testKey(1): {Handshake: told}}
+		seen = seen.look(stats, now)
+		return alive(stats, testKey(1), time.Time{}, now)
+	}
+	if !at(begin, handshake) {
+		t.Error("a minute old, and dead")
+	}
+	if !at(begin.Add(wireguard.SessionLife-time.Minute-time.Second), handshake) {
+		t.Error("dead too soon")
+	}
+	if at(begin.Add(wireguard.SessionLife-time.Minute), handshake) {
+		t.Error("alive for ever")
+	}
+	// The session after it.
+	if !at(begin.Add(time.Hour), begin.Round(0).Add(time.Hour)) {
+		t.Error("a new one is dead")
+	}
+	// The clock was put back: a handshake to come is one of now.
+	if !at(begin.Add(2*time.Hour), begin.Round(0).Add(9*time.Hour)) || at(begin.Add(2*time.Hour+wireguard.SessionLife), begin.Round(0).Add(9*time.Hour)) {
+		t.Error("a handshake to come does not age")
+	}
+}
+
 // TestUnmoved: whom a change of the key waits for.
 func TestUnmoved(t *testing.T) {
 	now := time.Unix(1_000_000, 0)

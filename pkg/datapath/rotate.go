@@ -91,6 +91,8 @@ type rotation struct {
 	applied wireguard.Keys // on the devices
 	came    *Wish          // true as a whole, the last one
 	heard   map[string]word
+	first   sightings
+	second  sightings
 	waiting map[string]string
 	ready   time.Time // since when all are moved
 	waits   time.Time // since when somebody is not
@@ -186,7 +188,41 @@ func (d *Datapath) sessions(keys wireguard.Keys) sessions {
 	}
 	s.first, _, _ = d.device.Stats()
 	s.second, _, _ = d.second.Stats()
+	now := time.Now()
+	if s.firstSince.After(now) {
+		s.firstSince = d.device.Keyed() // the clock was put back since the key was written
+	}
+	d.rotation.mu.Lock()
+	defer d.rotation.mu.Unlock()
+	d.rotation.first = d.rotation.first.look(s.first, now)
+	d.rotation.second = d.rotation.second.look(s.second, now)
 	return s
+}
+
+// sightings of handshakes, by peer: when each was seen first, and when it was
+// made. The clock of the machine is believed then and not again, for a session
+// does not age when the clock is put forward.
+type sightings map[mesh.Key]sighting
+
+type sighting struct{ told, made time.Time }
+
+// look puts in place of the handshakes that a device tells of those that were
+// made so long ago as has passed since.
+func (old sightings) look(stats map[mesh.Key]wireguard.Stats, now time.Time) sightings {
+	seen := make(sightings, len(stats))
+	for k, s := range stats {
+		if s.Handshake.IsZero() {
+			continue
+		}
+		e := old[k]
+		if !e.told.Equal(s.Handshake) { // a new one; by now's clock, which goes on steadily
+			e = sighting{s.Handshake, now.Add(-max(0, now.Sub(s.Handshake)))}
+		}
+		seen[k] = e
+		s.Handshake = e.made
+		stats[k] = s
+	}
+	return seen
 }
 
 func alive(stats map[mesh.Key]wireguard.Stats, key mesh.Key, since, now time.Time) bool {
