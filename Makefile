@@ -85,17 +85,21 @@ bin/tools/kubectl $(addprefix bin/tools/,$(UPSTREAM)): bin/tools/%: go.mod
 bin/tools/etcd: go.mod
 	go build -ldflags "-s -w" -o $@ go.etcd.io/etcd/server/v3
 
+TOOLS := $(addprefix bin/tools/,kubectl etcd $(UPSTREAM))
+
 # test/tally fails on a failed test and on a skipped one: here nothing may be missing.
 # Vet is left to make check, which does more of it.
-test: deps build bin/kubectl-debian bin/tools/kubectl
+test: deps build image bin/kubectl-debian $(TOOLS)
 	go build -o bin/tally ./test/tally
 	PATH="$$PATH:$(CURDIR)/bin/tools" go test -vet=off -p 2 -timeout 15m -json $(TESTED) 2>&1 | bin/tally
 	go test -vet=off -p 1 -timeout 30m -json $(STORIES) 2>&1 | bin/tally
+	go test -vet=off -timeout 30m -json -run '^TestBesideKubeProxy$$' ./test/kubernetes 2>&1 | bin/tally
 
-# A real Kubernetes of three machines, with the image and the manifests as its
-# network; TEST=NAME is one of its stories. The first run compiles its programs.
-# A cluster that fails leaves its logs in bin/logs.
-test-kubernetes: deps image $(addprefix bin/tools/,kubectl etcd $(UPSTREAM))
+# All stories of a real Kubernetes of three machines, with the image and the
+# manifests as its network; make test tells the longest. TEST=NAME is one of
+# them. The first run compiles its programs. A cluster that fails leaves its
+# logs in bin/logs.
+test-kubernetes: deps image $(TOOLS)
 	go build -o bin/tally ./test/tally
 	go test -vet=off -count=1 -timeout 30m -json $(if $(TEST),-run '^$(TEST)$$') ./test/kubernetes 2>&1 | bin/tally -steps
 
