@@ -57,9 +57,10 @@ type nodeConfig struct {
 // port would cut it off.
 func (c *nodeConfig) ownPorts() []string {
 	ports := []string{fmt.Sprintf("%d/udp", c.ListenPort), fmt.Sprintf("%d/udp", c.ListenPort+1), fmt.Sprintf("%d/tcp", c.ListenPort)}
-	if c.AgentPort != 0 { // else a kubelet's
-		ports = append(ports, fmt.Sprintf("%d/tcp", c.AgentPort))
+	if c.AgentPort == 0 { // the kubelet, and the API where it is
+		return append(ports, "10250/tcp", "6443/tcp")
 	}
+	ports = append(ports, fmt.Sprintf("%d/tcp", c.AgentPort))
 	if c.apiPort != 0 {
 		ports = append(ports, fmt.Sprintf("%d/tcp", c.apiPort))
 	}

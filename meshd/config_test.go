@@ -103,7 +103,7 @@ func TestOwnPorts(t *testing.T) {
 	}{
 		{"server", nodeConfig{ListenPort: 51820, AgentPort: 10250, apiPort: 6443}, "51820/udp 51821/udp 51820/tcp 10250/tcp 6443/tcp"},
 		{"node", nodeConfig{ListenPort: 51999, AgentPort: 10251}, "51999/udp 52000/udp 51999/tcp 10251/tcp"},
-		{"node of somebody else's Kubernetes", nodeConfig{ListenPort: 51820}, "51820/udp 51821/udp 51820/tcp"},
+		{"node of somebody else's Kubernetes", nodeConfig{ListenPort: 51820}, "51820/udp 51821/udp 51820/tcp 10250/tcp 6443/tcp"},
 	} {
 		if got := strings.Join(c.cfg.ownPorts(), " "); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

@@ -37,8 +37,8 @@ func (d *Datapath) yields() bool {
 	}
 	name, err := d.cfg.Yield()
 	d.cfg.Board.Report("datapath/services", err, "whether kube-proxy is here is not known; --services=on or off decides")
-	if err != nil {
-		return o.name != ""
+	if err != nil { // before the first answer nobody is contended with
+		return o.name != "" || o.asked.IsZero()
 	}
 	if name != o.name || o.asked.IsZero() {
 		if name != "" {
