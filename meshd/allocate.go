@@ -97,7 +97,7 @@ func lead(ctx context.Context, client *rest.Config, namespace string, log *slog.
 		},
 		// The lease is left to run out: what work has under way when it is told
 		// to end may still land, and the next one must not begin before.
-		Name: allocateLease,
+		Name:          allocateLease,
 		LeaseDuration: 30 * time.Second, RenewDeadline: 20 * time.Second, RetryPeriod: 4 * time.Second,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(ctx context.Context) { result <- work(ctx); stop() },
