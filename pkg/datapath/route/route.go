@@ -220,6 +220,7 @@ func diff(cfg Config, have state) []op {
 			ops, goneAddrs = append(ops, add...), append(goneAddrs, del...)
 		}
 	}
+	have.routes = once(have.routes)
 	want := wanted(cfg, have)
 	ours := map[key][]entry{}
 	for _, e := range have.routes {
@@ -252,6 +253,19 @@ func diff(cfg Config, have state) []op {
 
 func only4(addrs []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.Is6)
+}
+
+// once leaves out what the kernel told twice: a list of IPv6 routes that is
+// read while the table changes begins anew in the middle, without a word. The
+// kernel never has two equal ones; taken for a second one, it would be deleted
+// and with it the first. Of IPv4 routes there may be two that look equal here.
+func once(routes []entry) []entry {
+	seen := make(map[entry]bool, len(routes))
+	return slices.DeleteFunc(slices.Clone(routes), func(e entry) bool {
+		twice := seen[e] && e.dst.Addr().Is6()
+		seen[e] = true
+		return twice
+	})
 }
 
 // diffAddrs of one device.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -297,5 +298,19 @@ func TestLayFloor(t *testing.T) {
 	out := testns.Sh(t, "ip route get 10.244.2.9 2>&1 || true; ip route get fd00:10:244:2::9 2>&1 || true; ip route show proto 77; ip route get 10.8.0.1")
 	if strings.Count(out, "Invalid argument") != 2 || !strings.Contains(out, "blackhole 10.9.0.0/16") || !strings.Contains(out, "via 192.0.2.254") {
 		t.Errorf("routes:\n%s", out)
+	}
+}
+
+// A route the kernel tells twice is one route: it stays.
+func TestRouteToldTwice(t *testing.T) {
+	cfg := Config{Device: "mesh0", Routes: []Route{{Dst: netip.MustParsePrefix("fd00:10:244:1::/64"), MTU: 1420}}}
+	have := state{link: 7}
+	have.routes = wanted(cfg, have)
+	if ops := diff(cfg, have); len(ops) > 0 {
+		t.Fatalf("told once: %v", ops)
+	}
+	have.routes = slices.Concat(have.routes, have.routes)
+	if ops := diff(cfg, have); len(ops) > 0 {
+		t.Errorf("told twice: %v", ops)
 	}
 }
