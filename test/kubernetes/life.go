@@ -164,9 +164,9 @@ func uninstall(ctx context.Context, w *World) (string, error) {
 	}
 	for _, args := range [][]string{
 		{"delete", "-k", folder, "--timeout=120s"},
-		{"apply", "-k", "/root/manifests/cleanup"},
+		{"apply", "-k", "/srv/manifests/cleanup"},
 		{"rollout", "status", "-n", "meshd-cleanup", "daemonset/meshd-cleanup", "--timeout=120s"},
-		{"delete", "-k", "/root/manifests/cleanup", "--timeout=120s"},
+		{"delete", "-k", "/srv/manifests/cleanup", "--timeout=120s"},
 	} {
 		if out, err := w.Kubectl(ctx, args...); err != nil {
 			return "", fmt.Errorf("%w\n%s", err, out)

@@ -43,7 +43,7 @@ func (w *World) overlay() (folder string, err error) {
 	}
 	defer func() { w.folder = folder }()
 	m1 := w.Machine("m1")
-	if err := os.CopyFS(m1.Disk("/root/manifests"), os.DirFS(w.cfg.Manifests)); err != nil {
+	if err := os.CopyFS(m1.Disk("/srv/manifests"), os.DirFS(w.cfg.Manifests)); err != nil {
 		return "", err
 	}
 	settings := w.cfg.Settings
@@ -51,17 +51,17 @@ func (w *World) overlay() (folder string, err error) {
 		settings = append(slices.Clone(settings), "api-server: "+w.server())
 	}
 	if len(settings) == 0 {
-		return "/root/manifests/kubeadm", nil
+		return "/srv/manifests/kubeadm", nil
 	}
-	base, err := os.ReadFile(m1.Disk("/root/manifests/base/config.yaml"))
+	base, err := os.ReadFile(m1.Disk("/srv/manifests/base/config.yaml"))
 	if err != nil {
 		return "", err
 	}
 	text := string(base) + strings.Join(settings, "\n") + "\n"
-	if err := m1.WriteFile("/root/manifests/lab/config.yaml", []byte(text), 0o644); err != nil {
+	if err := m1.WriteFile("/srv/manifests/lab/config.yaml", []byte(text), 0o644); err != nil {
 		return "", err
 	}
-	return "/root/manifests/lab", m1.WriteFile("/root/manifests/lab/kustomization.yaml", []byte(labOverlay), 0o644)
+	return "/srv/manifests/lab", m1.WriteFile("/srv/manifests/lab/kustomization.yaml", []byte(labOverlay), 0o644)
 }
 
 const labOverlay = `apiVersion: kustomize.config.k8s.io/v1beta1

@@ -105,10 +105,10 @@ func (w *World) bootOutside(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.WriteFile("/root/echo", echo, 0o755); err != nil {
+	if err := m.WriteFile("/srv/echo", echo, 0o755); err != nil {
 		return err
 	}
-	_, err = m.Start(ctx, "echo", "/root/echo")
+	_, err = m.Start(ctx, "echo", "/srv/echo")
 	return err
 }
 
