@@ -143,7 +143,7 @@ func (w *World) Kubectl(ctx context.Context, args ...string) (string, error) {
 
 // Apply applies YAML.
 func (w *World) Apply(ctx context.Context, name, yaml string) error {
-	path := "/root/" + name + ".yaml"
+	path := "/srv/" + name + ".yaml"
 	if err := w.Machine("m1").WriteFile(path, []byte(yaml), 0o644); err != nil {
 		return err
 	}
