@@ -13,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"meshd.dev/pkg/agent/plan"
 	"meshd.dev/pkg/durable"
 )
 
@@ -76,13 +77,18 @@ func parseCheckpoint(path string, uid types.UID) (*v1.Pod, error) {
 }
 
 // keep writes the object when anything but the course of its status changed.
+// The health of its containers is kept: after a restart of the agent what was
+// ready still is, until a probe says otherwise.
 func (c *checkpoints) keep(pod *v1.Pod) error {
 	slim := pod.DeepCopy()
 	slim.ManagedFields = nil
 	essence := slim.DeepCopy()
 	essence.ResourceVersion = ""
 	essence.Status = v1.PodStatus{Phase: endedPhase(pod), StartTime: pod.Status.StartTime}
-	key, err := json.Marshal(essence)
+	key, err := json.Marshal(struct {
+		Pod    *v1.Pod
+		Health map[string]plan.Health
+	}{essence, reportedHealth(pod)})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"meshd.dev/pkg/agent/plan"
 )
 
 func TestCheckpoints(t *testing.T) {
@@ -36,6 +38,28 @@ func TestCheckpoints(t *testing.T) {
 	p.ResourceVersion = "2"
 	if err := c.keep(p); err != nil || exists(c.path("u")) {
 		t.Errorf("a late word brought it back (%v)", err)
+	}
+}
+
+// A pod that became ready after it was first kept is ready after a restart.
+func TestCheckpointsKeepHealth(t *testing.T) {
+	dir := t.TempDir()
+	c := newCheckpoints(dir, slog.New(slog.DiscardHandler))
+	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "u"}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "c"}}}}
+	for _, ready := range []bool{false, true, false} {
+		started := true
+		p.Status.ContainerStatuses = []v1.ContainerStatus{{Name: "c", ContainerID: "containerd://1", Ready: ready, Started: &started,
+			State: v1.ContainerState{Running: &v1.ContainerStateRunning{}}}}
+		if err := c.keep(p); err != nil {
+			t.Fatal(err)
+		}
+		pods, err := newCheckpoints(dir, slog.New(slog.DiscardHandler)).load()
+		if err != nil || len(pods) != 1 {
+			t.Fatalf("loaded %v, %v", pods, err)
+		}
+		if got, want := reportedHealth(pods[0])["1"], (plan.Health{Started: true, Ready: ready}); got != want {
+			t.Errorf("after the restart %+v, want %+v", got, want)
+		}
 	}
 }
 
