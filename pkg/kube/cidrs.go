@@ -27,7 +27,7 @@ func (w *Window) watchServiceCIDRs(ctx context.Context, factory informers.Shared
 		return nil
 	}
 	w.cidrs = factory.Networking().V1().ServiceCIDRs().Informer()
-	if _, err := w.cidrs.AddEventHandler(handler(func(any) { w.loop.Kick() })); err != nil {
+	if _, err := w.cidrs.AddEventHandler(w.other()); err != nil {
 		return err
 	}
 	factory.Start(ctx.Done())
@@ -53,7 +53,7 @@ func (w *Window) servesServiceCIDRs() (bool, error) {
 // serviceCIDRs are those the cluster names. Where it names none, or may not be
 // asked, they are the smallest ranges around the service addresses of each
 // family.
-func (w *Window) serviceCIDRs(state *mesh.State) []netip.Prefix {
+func (w *Window) serviceCIDRs(services []*mesh.Service) []netip.Prefix {
 	if !w.cfg.ServiceCIDRs {
 		return nil
 	}
@@ -68,7 +68,7 @@ func (w *Window) serviceCIDRs(state *mesh.State) []netip.Prefix {
 		}
 	}
 	if len(named) == 0 {
-		named = around(state.Services)
+		named = around(services)
 	}
 	slices.SortFunc(named, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))

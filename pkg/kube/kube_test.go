@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"meshd.dev/pkg/mesh"
+	"meshd.dev/pkg/status"
 )
 
 const testKey = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
@@ -131,6 +133,60 @@ func TestWindowFollowsTheAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, w, "the service gone", func(s *mesh.State) bool { return len(s.Services) == 1 })
+}
+
+// A State that was made step by step is the one a new Window reads at once,
+// and one fault is told of until it is mended.
+func TestStepByStep(t *testing.T) {
+	client := fake.NewClientset()
+	board := &status.Board{}
+	w := New(Config{Client: client, Board: board})
+	run(t, w)
+	eventually(t, w, "the first state", func(*mesh.State) bool { return true })
+	nodes, services, namespaces := client.CoreV1().Nodes(), client.CoreV1().Services("default"), client.CoreV1().Namespaces()
+	none := metav1.CreateOptions{}
+	faulty := testNode("m2", map[string]string{mesh.AnnotationPublicKey: "short"})
+	for i, step := range []func() error{
+		func() error { _, err := nodes.Create(t.Context(), testNode("m3", nil), none); return err },
+		func() error { _, err := nodes.Create(t.Context(), testNode("m1", nil), none); return err },
+		func() error { _, err := nodes.Create(t.Context(), faulty, none); return err },
+		func() error {
+			_, err := services.Create(t.Context(), testService("web", "10.96.0.7"), none)
+			return err
+		},
+		func() error {
+			_, err := nodes.Update(t.Context(), testNode("m3", map[string]string{mesh.AnnotationPublicKey: testKey}), metav1.UpdateOptions{})
+			return err
+		},
+		func() error {
+			_, err := client.DiscoveryV1().EndpointSlices("default").Create(t.Context(), testSlice("web", "10.244.1.5"), none)
+			return err
+		},
+		func() error { return nodes.Delete(t.Context(), "m1", metav1.DeleteOptions{}) },
+		func() error {
+			_, err := namespaces.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, none)
+			return err
+		},
+		func() error { return services.Delete(t.Context(), "web", metav1.DeleteOptions{}) },
+	} {
+		before := w.State()
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+		now := eventually(t, w, fmt.Sprintf("step %d", i), func(s *mesh.State) bool { return s != before })
+		if now.Heard.IsZero() {
+			t.Errorf("step %d: it is not said when it was heard of", i)
+		}
+		fresh := New(Config{Client: client})
+		run(t, fresh)
+		if all := eventually(t, fresh, "everything", func(*mesh.State) bool { return true }); !slices.EqualFunc(now.Services, all.Services, equalService) ||
+			!slices.EqualFunc(now.Nodes, all.Nodes, equalNode) || !slices.Equal(now.Namespaces, all.Namespaces) {
+			t.Errorf("step %d: have\n%+v\nread at once\n%+v", i, now, all)
+		}
+		if faults := fmt.Sprint(board.Checks()); strings.Contains(faults, "node m2") != (i >= 2) {
+			t.Errorf("step %d: checks %s", i, faults)
+		}
+	}
 }
 
 func TestStateSurvivesOnDisk(t *testing.T) {

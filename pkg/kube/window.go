@@ -7,15 +7,12 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,10 +57,10 @@ type Window struct {
 
 	mu          sync.Mutex
 	subscribers []func()
-	dirty       map[key]bool // services to read again
+	marks       marks
 
-	known map[key]*mesh.Service // owned by the loop
-	saved *mesh.State           // what CacheFile holds; owned by save
+	read  objects     // owned by the loop
+	saved *mesh.State // what CacheFile holds; owned by save
 }
 
 type key struct{ namespace, name string }
@@ -76,9 +73,9 @@ func New(cfg Config) *Window {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	w := &Window{cfg: cfg, dirty: map[key]bool{}, known: map[key]*mesh.Service{}}
+	w := &Window{cfg: cfg}
 	w.loop = reconcile.New(reconcile.Config{
-		Name: "kube", Do: w.rebuild, Settle: 2 * time.Millisecond, Resync: 10 * time.Minute, Log: cfg.Log,
+		Name: "kube", Do: w.rebuild, Rest: 2 * time.Millisecond, Resync: 10 * time.Minute, Log: cfg.Log,
 	})
 	w.load()
 	return w
@@ -118,7 +115,6 @@ func (w *Window) Run(ctx context.Context) error {
 	if err := w.watchServiceCIDRs(ctx, factory); err != nil {
 		return err
 	}
-	w.allDirty()
 	saved := make(chan struct{})
 	go func() { defer close(saved); w.save(ctx) }()
 	defer func() { <-saved }()
@@ -126,10 +122,10 @@ func (w *Window) Run(ctx context.Context) error {
 }
 
 func (w *Window) listen() error {
-	kick := handler(func(any) { w.loop.Kick() })
-	service := handler(func(obj any) { w.mark(keyOf(obj)) })
-	slice := handler(func(obj any) { w.mark(serviceOfSlice(obj)) })
-	for informer, h := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{w.nodes: kick, w.namespaces: kick, w.services: service, w.slices: slice} {
+	node := handler(func(obj any) { w.mark(func(m *marks) { m.nodes[keyOf(obj).name] = true }) })
+	service := handler(func(obj any) { w.mark(func(m *marks) { m.services[keyOf(obj)] = true }) })
+	slice := handler(func(obj any) { w.mark(func(m *marks) { m.services[serviceOfSlice(obj)] = true }) })
+	for informer, h := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{w.nodes: node, w.namespaces: w.other(), w.services: service, w.slices: slice} {
 		if _, err := informer.AddEventHandler(h); err != nil {
 			return err
 		}
@@ -198,74 +194,6 @@ func keyOf(obj any) key {
 		return key{}
 	}
 	return key{m.GetNamespace(), m.GetName()}
-}
-
-func (w *Window) mark(k key) {
-	w.mu.Lock()
-	w.dirty[k] = true
-	w.mu.Unlock()
-	w.loop.Kick()
-}
-
-func (w *Window) allDirty() {
-	for _, obj := range w.services.GetStore().List() {
-		w.mark(keyOf(obj))
-	}
-}
-
-func (w *Window) rebuild(context.Context) error {
-	w.mu.Lock()
-	dirty := w.dirty
-	w.dirty = map[key]bool{}
-	subscribers := slices.Clone(w.subscribers)
-	w.mu.Unlock()
-
-	var errs []error
-	for k := range dirty {
-		errs = append(errs, w.refresh(k))
-	}
-	state := &mesh.State{Services: slices.SortedFunc(maps.Values(w.known), func(a, b *mesh.Service) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})}
-	for _, obj := range w.nodes.GetStore().List() {
-		node, err := NodeOf(obj.(*corev1.Node))
-		state.Nodes = append(state.Nodes, node)
-		errs = append(errs, err)
-	}
-	slices.SortFunc(state.Nodes, func(a, b mesh.Node) int { return cmp.Compare(a.Name, b.Name) })
-	state.ServiceCIDRs = w.serviceCIDRs(state)
-	state.Namespaces = slices.Sorted(slices.Values(w.namespaces.GetStore().ListKeys()))
-	w.cfg.Board.Report("kube/objects", errors.Join(errs...), "correct the object named; what could be read of it is in use")
-	if same(w.state.Load(), state) {
-		return nil
-	}
-	w.state.Store(state)
-	for _, kick := range subscribers {
-		kick()
-	}
-	return nil
-}
-
-// refresh reads one service again. An unchanged one keeps its pointer.
-func (w *Window) refresh(k key) error {
-	obj, exists, err := w.services.GetStore().GetByKey(k.namespace + "/" + k.name)
-	if err != nil || !exists {
-		delete(w.known, k)
-		return err
-	}
-	objs, err := w.slices.GetIndexer().ByIndex(byService, k.namespace+"/"+k.name)
-	if err != nil {
-		return err
-	}
-	list := make([]*discoveryv1.EndpointSlice, len(objs))
-	for i, o := range objs {
-		list[i] = o.(*discoveryv1.EndpointSlice)
-	}
-	svc, err := ServiceOf(obj.(*corev1.Service), list)
-	if old, ok := w.known[k]; !ok || !equalService(old, svc) {
-		w.known[k] = svc
-	}
-	return err
 }
 
 func (w *Window) load() {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Key is a WireGuard public key (Curve25519, 32 bytes). The zero Key means
@@ -189,6 +190,9 @@ type State struct {
 	// ServiceCIDRs are the ranges the cluster gives service addresses from,
 	// sorted; empty where nobody asks the cluster for them.
 	ServiceCIDRs []netip.Prefix
+	// Heard is when the first event came of what is new since the State
+	// before; zero where none did.
+	Heard time.Time `json:"-"`
 }
 
 // Node finds a node by name.

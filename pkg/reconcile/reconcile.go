@@ -18,6 +18,9 @@ type Config struct {
 	// Settle is how long the loop waits after a kick for more of them.
 	// Default 5 ms.
 	Settle time.Duration
+	// Rest, when set, takes the place of Settle: a kick is served at once,
+	// unless the last Do ended less than Rest ago, and then when it did.
+	Rest time.Duration
 	// Resync is the longest time between two calls of Do. Default 30 s.
 	Resync time.Duration
 	// MinBackoff and MaxBackoff bound the wait after a failure, which doubles.
@@ -87,6 +90,7 @@ func (l *Loop) Run(ctx context.Context) error {
 
 // wait returns true when it is time to call Do again, false when ctx ended.
 func (l *Loop) wait(ctx context.Context, d time.Duration, failed bool) bool {
+	ended := time.Now()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	settle := l.cfg.Settle
@@ -99,6 +103,12 @@ func (l *Loop) wait(ctx context.Context, d time.Duration, failed bool) bool {
 	case <-timer.C:
 		return true
 	case <-l.kick:
+	}
+	if l.cfg.Rest > 0 && !failed {
+		settle = time.Until(ended.Add(l.cfg.Rest))
+	}
+	if settle <= 0 {
+		return true
 	}
 	timer.Reset(settle)
 	select {
