@@ -59,7 +59,7 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	}()
 	a := r.attachment(c.MTU)
 	if err := s.attach(&a, host, ns, r.admit); err != nil {
-		return fmt.Errorf("attach %s to container %s: %w", r.IfName, r.ContainerID, err)
+		return c.explained(fmt.Errorf("attach %s to container %s: %w", r.IfName, r.ContainerID, err))
 	}
 	if err := types.PrintResult(a.result(c, w.dns, cmd.Netns), c.CNIVersion); err != nil {
 		return fmt.Errorf("write result: %w", err)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -317,7 +318,8 @@ func TestAHostPortForgetsNoFlowOfOthers(t *testing.T) {
 
 // The firewall is not there, or not ours: no pod goes without it.
 func TestNoPodWithoutItsFirewall(t *testing.T) {
-	l := newLab(t)
+	reason := filepath.Join(t.TempDir(), "reason")
+	l := newLab(t, func(n *Network) { n.ReasonFile = reason })
 	needRoot(t, "nft")
 	before := rt("before", l.newPod())
 	l.mustAdd(before)
@@ -335,6 +337,11 @@ func TestNoPodWithoutItsFirewall(t *testing.T) {
 			t.Errorf("an ADD without a firewall left something: %v", got)
 		}
 	}
+	if err := os.WriteFile(reason, []byte("datapath/firewall: this kernel has no nf_tables\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.add(rt("web", l.newPod()))
+	wantCode(t, err, types.ErrTryAgainLater, "Z: datapath/firewall: this kernel has no nf_tables")
 	wantCode(t, l.check(before), CodeDrift, "in set pod4 of table inet meshd")
 	l.applyFirewall()
 	if err := l.check(before); err != nil {

@@ -24,6 +24,7 @@ type conf struct {
 	MTU               int         `json:"mtu"`
 	DataDir           string      `json:"dataDir"`
 	ReadyFile         string      `json:"readyFile"`
+	ReasonFile        string      `json:"reasonFile"`
 	Table             string      `json:"table"`
 	HostLocalDir      *string     `json:"hostLocalDir"`
 	QuarantineSeconds *int        `json:"quarantineSeconds"`

@@ -34,6 +34,9 @@ type Network struct {
 	DataDir string
 	// ReadyFile, if set, makes STATUS depend on the daemon: see the plugin's README.
 	ReadyFile string
+	// ReasonFile, if set, is where the daemon writes what it lacks: errors of
+	// ADD and STATUS that are about the machine quote it.
+	ReasonFile string
 	// Table of the firewall in which pods are admitted and have their host
 	// ports; empty for none.
 	Table string
@@ -57,6 +60,7 @@ type conflistPlugin struct {
 	MTU           int             `json:"mtu,omitempty"`
 	DataDir       string          `json:"dataDir"`
 	ReadyFile     string          `json:"readyFile,omitempty"`
+	ReasonFile    string          `json:"reasonFile,omitempty"`
 	Table         string          `json:"table,omitempty"`
 	ReservedPorts []string        `json:"reservedPorts,omitempty"`
 	Capabilities  map[string]bool `json:"capabilities"`
@@ -86,8 +90,8 @@ func (n Network) conflist() ([]byte, error) {
 		CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"},
 		Name:        n.Name,
 		Plugins: []conflistPlugin{{
-			Type: PluginType, Ranges: n.PodCIDRs, MTU: n.MTU, DataDir: n.DataDir, ReadyFile: n.ReadyFile, Table: n.Table,
-			ReservedPorts: n.ReservedPorts, Capabilities: n.capabilities(),
+			Type: PluginType, Ranges: n.PodCIDRs, MTU: n.MTU, DataDir: n.DataDir, ReadyFile: n.ReadyFile, ReasonFile: n.ReasonFile,
+			Table: n.Table, ReservedPorts: n.ReservedPorts, Capabilities: n.capabilities(),
 		}},
 	}
 	text, err := json.MarshalIndent(list, "", "  ")

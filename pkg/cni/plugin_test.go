@@ -443,7 +443,9 @@ func TestStatus(t *testing.T) {
 		{"folder cannot be made", map[string]any{"dataDir": file}, nil, "not a directory"},
 		{"daemon silent", map[string]any{"readyFile": ready}, nil, "is it running?"},
 		{"daemon not ready", map[string]any{"readyFile": ready}, func() error { return os.WriteFile(ready, []byte("no peer answers\n"), 0o600) }, "no peer answers"},
+		{"the daemon explains", map[string]any{"readyFile": ready + "-not", "reasonFile": ready}, nil, "Z: no peer answers"},
 		{"daemon ready", map[string]any{"readyFile": ready}, func() error { return os.WriteFile(ready, []byte("ready\n"), 0o600) }, ""},
+		{"what the daemon says decides nothing", map[string]any{"reasonFile": ready}, nil, ""},
 	} {
 		l.run(c.name, func(t *testing.T) {
 			if c.before != nil {

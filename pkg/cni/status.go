@@ -3,10 +3,13 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -21,11 +24,12 @@ func (p *plugin) status(c *conf, _ *skel.CmdArgs) error {
 	if err := s.writable(); err != nil {
 		return notReady(err)
 	}
-	if err := c.daemonReady(); err != nil {
-		return notReady(err)
+	err := c.daemonReady()
+	if err == nil {
+		err = firewallReady(c.Table)
 	}
-	if err := firewallReady(c.Table); err != nil {
-		return notReady(err)
+	if err != nil {
+		return c.explained(notReady(err))
 	}
 	return s.hasRoom(c)
 }
@@ -78,3 +82,34 @@ func (s store) hasRoom(c *conf) error {
 	}
 	return nil
 }
+
+// maxReason bounds how much of what the daemon says is quoted.
+const maxReason = 1024
+
+// explained adds what the daemon says of itself to an error about the machine:
+// that a table is missing is the smaller half of the story. What the file says
+// decides nothing; a pod that can be attached is.
+func (c *conf) explained(err error) error {
+	var e *types.Error
+	if err = coded(err); c.ReasonFile == "" || !errors.As(err, &e) || !slices.Contains(ofTheMachine, e.Code) {
+		return err
+	}
+	f, openErr := os.Open(c.ReasonFile)
+	if openErr != nil {
+		return err // nothing is known
+	}
+	defer f.Close()
+	at := "once"
+	if i, err := f.Stat(); err == nil {
+		at = "at " + i.ModTime().UTC().Format(time.RFC3339)
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, maxReason))
+	reason := strings.ToValidUTF8(strings.TrimSpace(string(text)), "")
+	if reason == "" {
+		return err
+	}
+	return types.NewError(e.Code, e.Msg, strings.TrimPrefix(e.Details+"; ", "; ")+"meshd on this machine said "+at+": "+reason)
+}
+
+// ofTheMachine are the codes of errors that are not about one pod.
+var ofTheMachine = []uint{types.ErrTryAgainLater, types.ErrInternal, types.ErrPluginNotAvailable}
