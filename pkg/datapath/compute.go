@@ -83,7 +83,8 @@ type Problem struct {
 }
 
 // Compute says what the kernel of node self shall look like for state. It is
-// pure if opts.PathMTU is. It fails only when nothing sensible can be done.
+// pure if opts.PathMTU is. It fails only when nothing sensible can be done:
+// when the ranges of the cluster or of this very node cannot be.
 //
 // Two nodes may not have overlapping pod CIDRs or the same key. The later one
 // is refused whole: self comes first, then the order of names.
@@ -93,20 +94,12 @@ func Compute(state *mesh.State, self string, opts Options) (Wish, error) {
 	if len(opts.ServiceCIDRs) == 0 {
 		c.opts.ServiceCIDRs = state.ServiceCIDRs
 	}
-	c.ranges(state)
-	for _, s := range c.opts.ServiceCIDRs {
-		for _, p := range c.cluster {
-			if s.Overlaps(p) {
-				return Wish{}, fmt.Errorf("pod CIDR %s and service CIDR %s overlap: an address in both cannot be told apart", p, s)
-			}
-		}
+	if err := c.own(); err != nil {
+		return Wish{}, err
 	}
-	for _, a := range me.Addresses {
-		if p, ok := covering(c.cluster, a); ok {
-			return Wish{}, fmt.Errorf("pod CIDR %s contains %s, the address of this node: choose pod CIDRs outside the machines' own network", p, a)
-		}
-	}
-	nodes := c.accepted(state)
+	sound := c.sound(state)
+	c.ranges(sound)
+	nodes := c.accepted(state, sound)
 	c.settleSecond(nodes)
 	for _, n := range nodes {
 		c.addPeer(n)
@@ -139,11 +132,54 @@ func (c *computation) problem(node, reason, next string) {
 	c.wish.Problems = append(c.wish.Problems, Problem{node, reason, next})
 }
 
+// own says what is wrong with the configured ranges and with this node's.
+func (c *computation) own() error {
+	for _, p := range slices.Concat(c.opts.PodCIDRs, c.me.PodCIDRs) {
+		if why := c.misplaced(p, c.me.Addresses, "this node"); why != "" {
+			return fmt.Errorf("%s: choose pod CIDRs outside of services and of the machines' own network", why)
+		}
+	}
+	return nil
+}
+
+// misplaced says why pods cannot have addresses out of p.
+func (c *computation) misplaced(p netip.Prefix, machine []netip.Addr, name string) string {
+	for _, s := range c.opts.ServiceCIDRs {
+		if s.Overlaps(p) {
+			return fmt.Sprintf("pod CIDR %s and service CIDR %s overlap: an address in both cannot be told apart", p, s)
+		}
+	}
+	for _, a := range machine {
+		if p.Contains(a) {
+			return fmt.Sprintf("pod CIDR %s contains %s, the address of %s", p, a, name)
+		}
+	}
+	return ""
+}
+
+// sound are the nodes whose pod CIDRs can be. Another node's that cannot is
+// that node's own trouble, and shall not become everybody's.
+func (c *computation) sound(state *mesh.State) []mesh.Node {
+	sound := make([]mesh.Node, 0, len(state.Nodes))
+	for _, n := range state.Nodes {
+		why := ""
+		for _, p := range n.PodCIDRs {
+			why = cmp.Or(why, c.misplaced(p, n.Addresses, "that node"), c.misplaced(p, c.me.Addresses, "this one"))
+		}
+		if why != "" && n.Name != c.self {
+			c.problem(n.Name, why, "delete its Node object, so that it gets another pod CIDR, and correct the range they are given from")
+			continue
+		}
+		sound = append(sound, n)
+	}
+	return sound
+}
+
 // ranges are the pod CIDRs of the cluster: the configured ones and whatever
 // nodes have outside of them.
-func (c *computation) ranges(state *mesh.State) {
+func (c *computation) ranges(nodes []mesh.Node) {
 	all := slices.Clone(c.opts.PodCIDRs)
-	for _, n := range state.Nodes {
+	for _, n := range nodes {
 		all = append(all, n.PodCIDRs...)
 	}
 	c.cluster = outermost(all)
@@ -151,7 +187,7 @@ func (c *computation) ranges(state *mesh.State) {
 }
 
 // accepted lists the other nodes that do not clash with an earlier one.
-func (c *computation) accepted(state *mesh.State) []mesh.Node {
+func (c *computation) accepted(state *mesh.State, sound []mesh.Node) []mesh.Node {
 	type claim struct {
 		prefix netip.Prefix
 		node   string
@@ -180,7 +216,7 @@ func (c *computation) accepted(state *mesh.State) []mesh.Node {
 	}
 	accept(c.me)
 	var nodes []mesh.Node
-	for _, n := range state.Nodes {
+	for _, n := range sound {
 		if n.Name != c.self && accept(n) {
 			nodes = append(nodes, n)
 		}

@@ -120,6 +120,12 @@ func TestCompute(t *testing.T) {
 			s.Nodes[2].PodCIDRs = []netip.Prefix{prefix("10.244.2.128/25")}
 			s.Nodes[3].PublicKey = testKey(1)
 		}},
+		{"pod CIDRs of others inside the services, around a machine", func(s *mesh.State, o *Options) {
+			o.ServiceCIDRs = []netip.Prefix{prefix("10.96.0.0/16")}
+			s.Nodes[1].PodCIDRs = []netip.Prefix{prefix("10.96.1.0/24")}
+			s.Nodes[2].PodCIDRs = []netip.Prefix{prefix("192.0.2.0/30")}
+			s.Nodes[3].PodCIDRs = []netip.Prefix{prefix("192.0.2.4/30")}
+		}},
 		{"endpoints that cannot be", func(s *mesh.State, o *Options) {
 			s.Nodes[1].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("10.244.9.9:51820"), netip.MustParseAddrPort("192.0.2.2:51820")}
 			s.Nodes[2].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::3]:51820")}
@@ -256,6 +262,10 @@ func TestComputeRefusesAPodRangeAroundTheNodeItself(t *testing.T) {
 	state := &mesh.State{Nodes: []mesh.Node{testNode("a", 1)}}
 	_, err := Compute(state, "a", Options{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.0.0/16")}, PathMTU: func(netip.Addr) int { return 0 }})
 	if err == nil || !strings.Contains(err.Error(), "192.0.0.0/16 contains 192.0.2.1") {
+		t.Errorf("error %v", err)
+	}
+	_, err = Compute(state, "a", Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, PathMTU: func(netip.Addr) int { return 0 }})
+	if err == nil || !strings.Contains(err.Error(), "pod CIDR 10.244.1.0/24 and service CIDR 10.244.0.0/16 overlap") {
 		t.Errorf("error %v", err)
 	}
 }

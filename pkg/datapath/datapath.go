@@ -140,6 +140,7 @@ type Datapath struct {
 	true   atomic.Bool
 
 	// Of the loop alone.
+	begun     bool // something of ours is on this machine
 	memo      memo
 	told      Network
 	endpoints []netip.AddrPort
@@ -284,7 +285,14 @@ func (d *Datapath) apply(ctx context.Context) error {
 	if !again {
 		d.moved = began
 	}
+	if ok, err := d.begin(wish); !ok {
+		return err
+	}
 	err = d.applyFirewall(ctx, wish)
+	if err != nil && !d.begun {
+		return err // no tunnel without a firewall
+	}
+	d.begun = true
 	routes, err2 := d.applyLinks(ctx, wish)
 	d.wished.Store(&wish)
 	d.tunnels.set(wish)
@@ -305,9 +313,38 @@ func (d *Datapath) apply(ctx context.Context) error {
 	return d.announce(Network{PodCIDRs: wish.PodCIDRs, MTU: wish.WireGuard.MTU})
 }
 
+// begin reports whether to go on. A machine that has nothing of ours gets
+// nothing before it can have all of it: a table without a tunnel, or a tunnel
+// for no pods, would be in the way of whatever network it has.
+func (d *Datapath) begin(wish Wish) (bool, error) {
+	if d.begun {
+		return true, nil
+	}
+	there, err := firewall.Exists()
+	d.reportFirewall(err)
+	if err != nil || there {
+		d.begun = there
+		return there, err
+	}
+	if len(wish.PodCIDRs) == 0 {
+		return false, nil // who waits for them says so, and the state will kick
+	}
+	err = d.device.Possible()
+	d.reportDevice(err)
+	return err == nil, err
+}
+
+func (d *Datapath) reportFirewall(err error) {
+	d.cfg.Board.Report("datapath/firewall", err, "see `nft list table inet meshd`, and whether the kernel has nf_tables with nat, fib and numgen, and socket unless --cluster-dns=off")
+}
+
+func (d *Datapath) reportDevice(err error) {
+	d.cfg.Board.Report("datapath/device", err, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
+}
+
 func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 	again, err := d.firewall.Apply(ctx, wish.Firewall)
-	d.cfg.Board.Report("datapath/firewall", err, "see `nft list table inet meshd`, and whether the kernel has nf_tables with nat, fib and numgen, and socket unless --cluster-dns=off")
+	d.reportFirewall(err)
 	if !again.IsZero() && d.timer != nil {
 		d.timer.Reset(time.Until(again))
 	}
@@ -319,7 +356,7 @@ func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err error) {
 	did, routes := route.Apply(wish.Route, d.cfg.Log)
 	device := d.device.Apply(ctx, wish.WireGuard)
-	d.cfg.Board.Report("datapath/device", device, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
+	d.reportDevice(device)
 	if wish.Second != nil {
 		// Without it keys cannot change; all else goes on.
 		err := d.second.Apply(ctx, *wish.Second)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -17,6 +18,9 @@ import (
 	"meshd.dev/pkg/datapath/internal/sysctl"
 	"meshd.dev/pkg/mesh"
 )
+
+// tunFile is opened by a userspace device. A test has another.
+var tunFile = "/dev/net/tun"
 
 // InKernel reports whether this kernel has WireGuard, built in or as a module
 // that it loads when asked.
@@ -112,6 +116,25 @@ func (o identityOp) do(_ context.Context, d *Device) error {
 		d.keyed = time.Now()
 	}
 	return err
+}
+
+// Possible says why there can be no such device here: the kernel has neither
+// WireGuard nor what a userspace device stands on. It changes nothing.
+func (d *Device) Possible() error {
+	if there, err := d.exists(); there || err != nil {
+		return err
+	}
+	if InKernel() {
+		return nil
+	}
+	if len(d.opts.SpawnUserspace) == 0 {
+		return errors.New("this kernel has no WireGuard")
+	}
+	f, err := os.OpenFile(tunFile, os.O_RDWR, 0)
+	if err != nil { // ENODEV, ENXIO: the file is there and the module is not
+		return fmt.Errorf("this kernel has neither WireGuard nor TUN, and a tunnel needs one of them (`modprobe wireguard` or `modprobe tun`): %w", err)
+	}
+	return f.Close()
 }
 
 // exists reports whether there is a link of the device's name.
