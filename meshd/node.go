@@ -59,7 +59,8 @@ type node struct {
 	window *kube.Window
 	// publishing tells the peers of this node.
 	publishing *reconcile.Loop
-	published  bool // once; of the loop alone
+	published  bool            // once; of the loop alone
+	mending    *reconcile.Loop // of what leads to pods
 	datapath   *datapath.Datapath
 	exchange   *exchange.Exchange
 	index      *index.Index
@@ -125,6 +126,7 @@ func (n *node) build(parts ...func() error) error {
 		},
 	})
 	n.window.Subscribe(n.publishing.Kick)
+	n.mending = reconcile.New(reconcile.Config{Name: "pod links", Do: n.mend, Settle: mendSettle, Resync: addressResync, Log: n.log})
 	for _, build := range parts {
 		if err := build(); err != nil {
 			return err
@@ -152,6 +154,7 @@ func (n *node) newDatapath() error {
 		Source:         n.window,
 		OnReady:        n.networkReady,
 		OnEndpoints:    func() { n.publishing.Kick() },
+		OnPodLinks:     n.mending.Kick,
 		KeyRotation:    n.cfg.KeyRotation,
 		PSK:            n.psk,
 		OnKeys:         n.keysChanged,
@@ -329,6 +332,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		"status":   n.serveStatus,
 		"sweep":    every(sweepInterval, n.sweep),
 		"pods":     n.watchPods,
+		"mending":  n.mending.Run,
 		"cni":      every(reinstallInterval, n.reinstall),
 	}
 	if n.guest != nil {

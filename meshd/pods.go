@@ -28,6 +28,9 @@ const (
 	// addressResync is how often the addresses are counted when no record
 	// came or went.
 	addressResync = 10 * time.Second
+	// mendSettle: a pod that goes takes several things with it, one after
+	// another, and its record last.
+	mendSettle = 100 * time.Millisecond
 	// podsSettle is how long records may come and go before they are looked
 	// at: the plugin has done what is urgent, and pods start and stop in
 	// crowds.
@@ -142,6 +145,23 @@ func watchFolder(ctx context.Context, dir string, kick func()) error {
 			kick()
 		}
 	}
+}
+
+// mend puts back what somebody else took from what leads to pods.
+func (n *node) mend(context.Context) error {
+	did, err := cni.Repair(n.cfg.state("cni"))
+	n.board.Report("cni/links", err, "look at `ip route show proto 78` and `ip neigh show nud permanent`, and at who else changes them")
+	for _, line := range did {
+		n.log.Info("pods", "did", line)
+	}
+	switch len(did) {
+	case 0:
+	case 1:
+		n.board.Repaired("cni/links", did[0])
+	default:
+		n.board.Repaired("cni/links", fmt.Sprintf("%d changes, the first: %s", len(did), did[0]))
+	}
+	return err
 }
 
 // countAddresses says on the board when a family has none left.

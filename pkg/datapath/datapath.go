@@ -94,6 +94,10 @@ type Config struct {
 	// has pod CIDRs, and again whenever the Network changes. An error is
 	// retried.
 	OnReady func(Network) error
+	// OnPodLinks is called when something that leads to a pod of this node may
+	// have been taken away: a route, a neighbour, or its link is down. It must
+	// not block. Optional.
+	OnPodLinks func()
 	// OnEndpoints is called when Endpoints may have changed. It must not block.
 	OnEndpoints func()
 	Board       *status.Board
@@ -197,6 +201,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 	defer d.pace.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return watch(ctx, d.cfg.Device, d.loop.Kick, d.cfg.Log) })
+	group.Go(func() error { return watchPods(ctx, d.cfg.OnPodLinks, d.cfg.Log) })
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.paths.Run(ctx) })
 	group.Go(func() error { return d.look(ctx) })

@@ -23,6 +23,32 @@ var (
 	nftGroups   = []uint32{unix.NFNLGRP_NFTABLES}
 )
 
+// podGroups tell of what leads to pods.
+var podGroups = []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
+
+// watchPods kicks when something that leads to a pod went. Mostly the pod did.
+func watchPods(ctx context.Context, kick func(), log *slog.Logger) error {
+	if kick == nil {
+		return nil
+	}
+	return listen(ctx, unix.NETLINK_ROUTE, podGroups, takesFromPods, kick, log)
+}
+
+// takesFromPods reports whether an rtnetlink event may cut a pod off. Of a link
+// that goes nothing is left to be mended.
+func takesFromPods(m netlink.Message) bool {
+	switch m.Header.Type {
+	case unix.RTM_DELROUTE:
+		return len(m.Data) >= unix.SizeofRtMsg && m.Data[5] == mesh.PodRouteProtocol
+	case unix.RTM_DELNEIGH: // struct ndmsg: the state is its third word
+		return len(m.Data) >= unix.SizeofNdMsg && binary.NativeEndian.Uint16(m.Data[8:])&unix.NUD_PERMANENT != 0
+	case unix.RTM_NEWLINK: // struct ifinfomsg
+		return len(m.Data) >= unix.SizeofIfInfomsg && binary.NativeEndian.Uint32(m.Data[8:])&unix.IFF_UP == 0 &&
+			strings.HasPrefix(linkName(m), mesh.PodLinkPrefix)
+	}
+	return false
+}
+
 // watch kicks when somebody, perhaps we ourselves, changed links, addresses,
 // routes or rules that may concern us.
 func watch(ctx context.Context, device string, kick func(), log *slog.Logger) error {

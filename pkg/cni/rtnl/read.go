@@ -168,27 +168,28 @@ func parseRoute(b []byte) (r Route, ok bool) {
 type Neigh struct {
 	Addr      netip.Addr
 	MAC       MAC
+	Index     int // of its link
 	Permanent bool
 }
 
-// Neighs are the neighbour entries of a link.
+// Neighs are the neighbour entries of a link, or of all with index 0.
 func (c *Conn) Neighs(index int) ([]Neigh, error) {
 	var m message
 	m.begin(unix.RTM_GETNEIGH, 0, ndmsg(0, 0, 0)...)
 	var all []Neigh
 	err := c.dump("neighbours", m, unix.NLM_F_DUMP, func() { all = nil }, func(b []byte) {
-		if n, i := parseNeigh(b); i == index {
+		if n := parseNeigh(b); index == 0 || n.Index == index {
 			all = append(all, n)
 		}
 	})
 	return all, err
 }
 
-func parseNeigh(b []byte) (n Neigh, index int) {
+func parseNeigh(b []byte) (n Neigh) {
 	if len(b) < 12 {
-		return n, 0
+		return n
 	}
-	index = int(binary.NativeEndian.Uint32(b[4:]))
+	n.Index = int(binary.NativeEndian.Uint32(b[4:]))
 	n.Permanent = binary.NativeEndian.Uint16(b[8:])&unix.NUD_PERMANENT != 0
 	eachAttr(b[12:], func(typ uint16, v []byte) {
 		switch typ {
@@ -198,7 +199,7 @@ func parseNeigh(b []byte) (n Neigh, index int) {
 			copy(n.MAC[:], v)
 		}
 	})
-	return n, index
+	return n
 }
 
 func text(v []byte) string { return strings.TrimRight(string(v), "\x00") }

@@ -76,7 +76,7 @@ func TestWhatIsDoneIsRead(t *testing.T) {
 		t.Errorf("routes %v, %v", routes, err)
 	}
 	neighs, err := c.Neighs(b.Index)
-	if err != nil || !slices.Contains(neighs, Neigh{Addr: gw, MAC: MAC{2, 0, 0, 0, 0, 1}, Permanent: true}) {
+	if err != nil || !slices.Contains(neighs, Neigh{Addr: gw, MAC: MAC{2, 0, 0, 0, 0, 1}, Index: b.Index, Permanent: true}) {
 		t.Errorf("neighbours %v, %v", neighs, err)
 	}
 	if err := c.Do(LinkDel{Name: "a"}); err != nil {
