@@ -67,15 +67,27 @@ demo-down:
 # --- tests -------------------------------------------------------------------
 
 # Whole stories run alone, after everything else.
-STORIES := ./test/scenario/...
+STORIES := ./test/scenario/... ./test/host
 # test/bench measures (make bench); test/vm boots a guest (make test-vm).
-TESTED = $$(go list ./... | grep -v -e /test/scenario -e /test/bench -e /test/vm -e /test/kubernetes)
+TESTED = $$(go list ./... | grep -v -e /test/scenario -e /test/host -e /test/bench -e /test/vm -e /test/kubernetes)
 
 # Debian's kubectl, unpacked and not installed: the host may have one of its own.
 bin/kubectl-debian:
 	@mkdir -p bin && t=$$(mktemp -d) && trap "rm -rf $$t" EXIT && chmod 755 $$t && cd $$t && \
 	{ apt-get download -q kubernetes-client || { apt-get update -q && apt-get download -q kubernetes-client; }; } </dev/null && \
 	dpkg -x kubernetes-client_*.deb . && cp usr/bin/kubectl $(CURDIR)/$@
+
+# Network managers and firewalls of a Debian, with what they need and this host
+# has not, unpacked and not installed: nothing of them starts here. test/host
+# lays them over the programs of its machines.
+MANAGERS := systemd udev dbus network-manager firewalld iptables
+bin/managers/done: Makefile
+	@echo "unpacking $(MANAGERS)"; rm -rf bin/managers && mkdir -p bin/managers/{etc,usr/{bin,sbin,lib}} && ln -s usr/bin usr/sbin usr/lib bin/managers && \
+	t=$$(mktemp -d) && trap "rm -rf $$t" EXIT && chmod 755 $$t && mkdir $$t/partial && \
+	get() { apt-get install -q -y -d --reinstall --no-install-recommends -o APT::Sandbox::User=root -o Dir::Cache::archives=$$t $(MANAGERS); } && \
+	{ get || { apt-get update -q && get; }; } </dev/null >$$t/log 2>&1 || { cat $$t/log; exit 1; }; \
+	for deb in $$t/*.deb; do dpkg-deb --fsys-tarfile $$deb | tar -x --keep-directory-symlink -C bin/managers; done
+	@touch $@
 
 # Programs of Kubernetes and etcd, as upstream has them, out of the modules in
 # go.mod: kubectl for tests on a host that has none, the rest for test/kubernetes.
@@ -89,7 +101,7 @@ TOOLS := $(addprefix bin/tools/,kubectl etcd $(UPSTREAM))
 
 # test/tally fails on a failed test and on a skipped one: here nothing may be missing.
 # Vet is left to make check, which does more of it.
-test: deps build image bin/kubectl-debian $(TOOLS)
+test: deps build image bin/kubectl-debian bin/managers/done $(TOOLS)
 	go build -o bin/tally ./test/tally
 	PATH="$$PATH:$(CURDIR)/bin/tools" go test -vet=off -p 2 -timeout 15m -json $(TESTED) 2>&1 | bin/tally
 	go test -vet=off -p 1 -timeout 30m -json $(STORIES) 2>&1 | bin/tally

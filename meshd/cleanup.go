@@ -143,7 +143,7 @@ func (c *cleanup) traces() ([]trace, error) {
 		all = append(all, file(path)...)
 	}
 	for _, d := range dropIns {
-		all = append(all, file(d.path())...)
+		all = append(all, d.traces()...)
 	}
 	all = append(all, folder(c.runDir)...)
 	if !c.all {
