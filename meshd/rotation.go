@@ -32,7 +32,9 @@ func (n *node) newExchange() error {
 			s, ok := n.datapath.SendsTo(node)
 			return exchange.Sending(s), ok
 		},
-		Heard:   func(node string, s exchange.Sending) { n.datapath.Heard(node, datapath.Sending(s)) },
+		Heard: func(node string, s exchange.Sending, asked time.Time) {
+			n.datapath.Heard(node, datapath.Sending(s), asked)
+		},
 		Changed: func() { n.datapath.Kick() },
 		Board:   n.board,
 		Log:     n.log.With("part", "exchange"),

@@ -263,7 +263,7 @@ func (c *computation) addPeer(n mesh.Node) {
 	if why != "" {
 		c.problem(n.Name, why, "look at annotation "+mesh.AnnotationEndpoints+" of its Node object and at the routes of this machine")
 	}
-	peer := wireguard.Peer{Name: n.Name, Key: n.PublicKey, AllowedIPs: n.PodCIDRs, Keepalive: c.opts.Keepalive, Fresh: choice.Fresh}
+	peer := wireguard.Peer{Name: n.Name, Key: n.PublicKey, AllowedIPs: n.PodCIDRs, Keepalive: c.opts.Keepalive, Fresh: choice.Fresh, Anew: choice.Anew}
 	if i := l.chosen(choice.Endpoint); i >= 0 {
 		peer.Endpoint, l.mtu = l.endpoints[i].Addr, l.endpoints[i].MTU
 	}

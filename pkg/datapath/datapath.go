@@ -275,7 +275,7 @@ func (d *Datapath) apply(ctx context.Context) error {
 		return nil // whoever has it will kick
 	}
 	began := time.Now()
-	keys, over, err := d.turn(state, began)
+	keys, over, err := d.turn(ctx, state, began)
 	d.reportKeys(err)
 	if err != nil {
 		return err

@@ -165,7 +165,7 @@ func roleMachine(args []string) error {
 			d.Kick()
 		}
 		for node, s := range req.Heard {
-			d.Heard(node, s)
+			d.Heard(node, s, time.Now())
 		}
 		if req.Rotate {
 			d.RotateKey()
@@ -346,8 +346,9 @@ func roleProbe(args []string) error {
 	over := make(chan struct{})
 	go func() { _, _ = io.Copy(io.Discard, os.Stdin); close(over) }()
 	var sent atomic.Int64
+	start := time.Now()
 	go func() {
-		start, tick := time.Now(), time.NewTicker(time.Millisecond)
+		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for n := int64(0); ; {
 			select {
@@ -375,13 +376,22 @@ func roleProbe(args []string) error {
 		i, _ := strconv.ParseInt(number, 10, 64)
 		answered[i] = true
 	}
-	var lost []int64
-	for i := range sent.Load() {
-		if !answered[i] {
-			lost = append(lost, i)
+	var bursts []string
+	lost, begun := 0, int64(-1)
+	for i := range sent.Load() + 1 {
+		gone := i < sent.Load() && !answered[i]
+		if gone {
+			lost++
+		}
+		if gone && begun < 0 {
+			begun = i
+		} else if !gone && begun >= 0 {
+			at := start.Add(time.Duration(begun*1000/rate) * time.Millisecond).UTC()
+			bursts = append(bursts, fmt.Sprintf("%d from %s", i-begun, at.Format("15:04:05.000")))
+			begun = -1
 		}
 	}
-	fmt.Printf("sent %d lost %d %v\n", sent.Load(), len(lost), lost[:min(len(lost), 20)])
+	fmt.Printf("sent %d lost %d %v\n", sent.Load(), lost, bursts[:min(len(bursts), 20)])
 	return nil
 }
 
@@ -450,8 +460,10 @@ func newMachine(t *testing.T, name string, n int) *machine {
 		m.stop()
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", m.name, m.log)
-			b, _ := os.ReadFile(filepath.Join(m.dir, "wireguard-mesh0.log"))
-			t.Logf("userspace of %s:\n%s", m.name, b)
+			for _, device := range []string{mesh.Device, mesh.Device + mesh.SecondSuffix} {
+				b, _ := os.ReadFile(filepath.Join(m.dir, "wireguard-"+device+".log"))
+				t.Logf("userspace %s of %s:\n%s", device, m.name, b)
+			}
 		}
 	})
 	testns.Sh(t, fmt.Sprintf(`

@@ -42,7 +42,7 @@ func (c *computation) addTunnels(n mesh.Node, first wireguard.Peer) (second bool
 	if c.wish.Second != nil && hasSecond(c.opts.Keys, n) {
 		t := c.second(n, first.Endpoint)
 		if c.opts.OverSecond[n.Name] {
-			t.Fresh = first.Fresh
+			t.Fresh, t.Anew = first.Fresh, first.Anew
 		}
 		if second = c.addTunnel(c.wish.Second, n, t) == "" && c.opts.OverSecond[n.Name]; second {
 			first.Fresh = wireguard.FreshAsIs

@@ -124,23 +124,25 @@ func TestUnmoved(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		second bool // we send over the second device
+		empty  bool // and nothing waits before the first
 		heard  word
 		alive  bool
 		waits  string
 		silent bool
 	}{
-		{"both moved", true, word{want, now}, true, "", false},
-		{"we have not", false, word{want, now}, true, "there is no session with it on the other device yet", false},
-		{"it has not", true, word{Sending{testKey(1), false}, now}, true, "it still sends to the other key", false},
-		{"it said so long ago", true, word{want, now.Add(-wordLife)}, true, "it does not say which key it sends to", false},
-		{"it is away", false, word{}, false, "", true},
+		{"both moved", true, true, word{want, now}, true, "", false},
+		{"we have not", false, true, word{want, now}, true, "there is no session with it on the other device yet", false},
+		{"it has not", true, true, word{Sending{testKey(1), false}, now}, true, "it still sends to the other key", false},
+		{"it said so long ago", true, true, word{want, now.Add(-wordLife)}, true, "it does not say which key it sends to", false},
+		{"packets wait", true, false, word{want, now}, true, "what was sent to it may not have left this machine yet", false},
+		{"it is away", false, true, word{}, false, "", true},
 	} {
 		peers := []wireguard.Peer{{Name: "b", Key: testKey(2), AllowedIPs: node.PodCIDRs}}
 		w := Wish{WireGuard: wireguard.Config{Peers: peers}, Second: &wireguard.Config{Peers: peers}}
 		for _, p := range node.PodCIDRs {
 			w.Route.Routes = append(w.Route.Routes, route.Route{Dst: p, Second: c.second})
 		}
-		r := &rotation{came: &w, heard: map[string]word{"b": c.heard}}
+		r := &rotation{came: &w, heard: map[string]word{"b": c.heard}, left: map[string]leave{"b": {second: c.second, empty: c.empty}}}
 		s := sessions{}
 		if c.alive {
 			s.first = session

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -34,10 +35,20 @@ import (
 // Each node decides alone what it sends over, by the sessions it sees; moving
 // needs nobody's leave, since both ends take packets on both devices. Only
 // taking something away does: it waits for the word of every peer that could
-// still send there. A peer without a live session there has nothing to lose
-// and is not waited for. The stage is in two files (wireguard.Ring), all else
-// is read from the devices and asked of the peers, so that any of the nodes
-// may be killed at any moment.
+// still send there. A node gives it when it has moved and has seen, in two
+// looks at the device it left, that nothing more comes out of that: on a busy
+// machine packets wait in front of a userspace device. It goes back only when
+// it has heard nothing for so long that no word of it counts any more. A peer
+// without a live session there has nothing to lose and is not waited for.
+//
+// The second device of a node keeps the key it was made with for as long as it
+// is there. A peer sees a session there before this node does, and sends over
+// it: so a node whose peer changes its key does not begin a change of its own,
+// and takes what second device there is away before.
+//
+// The stage is in two files (wireguard.Ring), all else is read from the
+// devices and asked of the peers, so that any of the nodes may be killed at any
+// moment. TestEveryOrder of the model goes through all orders of two nodes' steps.
 
 const (
 	// drain is how long all have to be moved before what they moved away from
@@ -46,8 +57,10 @@ const (
 	// drainSilent is the same when a peer did not say anything: it may just
 	// not have heard yet.
 	drainSilent = 10 * time.Second
-	// wordLife is how long the word of a peer counts.
-	wordLife = 5 * time.Second
+	// wordLife is how long the word of a peer counts from when it was asked.
+	// A peer gives none while it hears nothing, and goes back after more than
+	// this has passed (package path, anewAfter).
+	wordLife = 2 * time.Second
 	// pace is how often the sessions are looked at while a key changes: no
 	// event tells of a handshake. When a change does not get on, because a
 	// machine is off perhaps, it is as slow as slowPace: each look reads all
@@ -93,6 +106,7 @@ type rotation struct {
 	heard   map[string]word
 	first   sightings
 	second  sightings
+	left    map[string]leave
 	waiting map[string]string
 	ready   time.Time // since when all are moved
 	waits   time.Time // since when somebody is not
@@ -101,7 +115,18 @@ type rotation struct {
 // word of a peer.
 type word struct {
 	Sending
-	at time.Time
+	at time.Time // when it was asked
+}
+
+// leave is the device that is not sent over to a node any more.
+type leave struct {
+	second bool // it is sent over the second device, so the first was left
+	// sent was as much at that moment, and ever since.
+	sent int64
+	at   time.Time
+	// empty: nothing came out of it from one look to the next, both after it
+	// was left.
+	empty bool
 }
 
 // RotateKey has this node change its key, as soon as no other node's change
@@ -139,29 +164,40 @@ func (d *Datapath) Published() (wireguard.Keys, bool) {
 // SecondPort is the UDP port of the second device.
 func (d *Datapath) SecondPort() int { return d.cfg.ListenPort + 1 }
 
-// SendsTo says where this node sends to another.
+// SendsTo says where this node sends to another. That is its word: nothing of
+// ours will come there any other way.
 func (d *Datapath) SendsTo(node string) (Sending, bool) {
-	d.rotation.mu.Lock()
-	w := d.rotation.came
-	d.rotation.mu.Unlock()
-	if w == nil {
+	return d.rotation.word(node, d.paths.Report(node).Down != "")
+}
+
+func (r *rotation) word(node string, silent bool) (Sending, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.came == nil {
 		return Sending{}, false
 	}
-	for _, p := range inUse(*w) {
+	for _, p := range inUse(*r.came) {
 		if p.Name == node {
-			return Sending{Key: p.Key, Second: p.second}, true
+			return Sending{Key: p.Key, Second: p.second}, r.came.Second == nil || !silent && r.leftFor(p)
 		}
 	}
 	return Sending{}, false
 }
 
-// Heard takes the word of a peer, where it sends to us.
-func (d *Datapath) Heard(node string, s Sending) {
+// leftFor reports whether nothing is under way any more over the device that p
+// is not on. The caller holds mu.
+func (r *rotation) leftFor(p used) bool {
+	l, known := r.left[p.Name]
+	return known && l.second == p.second && l.empty
+}
+
+// Heard takes the word of a peer, where it sends to us, and when it was asked.
+func (d *Datapath) Heard(node string, s Sending, asked time.Time) {
 	d.rotation.mu.Lock()
 	if d.rotation.heard == nil {
 		d.rotation.heard = map[string]word{}
 	}
-	d.rotation.heard[node] = word{s, time.Now()}
+	d.rotation.heard[node] = word{s, asked}
 	d.rotation.mu.Unlock()
 }
 
@@ -197,6 +233,38 @@ func (d *Datapath) sessions(keys wireguard.Keys) sessions {
 	d.rotation.first = d.rotation.first.look(s.first, now)
 	d.rotation.second = d.rotation.second.look(s.second, now)
 	return s
+}
+
+// lookAtLeft compares what has come out of the devices that were left with what
+// had when they were looked at before.
+func (r *rotation) lookAtLeft(s sessions, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.came == nil || r.came.Second == nil {
+		r.left = nil
+		return
+	}
+	was := r.left
+	r.left = map[string]leave{}
+	for _, p := range inUse(*r.came) {
+		other, stats := r.came.WireGuard.Peers, s.first
+		if !p.second {
+			other, stats = r.came.Second.Peers, s.second
+		}
+		l, before := leave{second: p.second}, was[p.Name]
+		i := slices.IndexFunc(other, func(o wireguard.Peer) bool { return o.Name == p.Name })
+		if i < 0 {
+			l.empty = true // nothing of it was left there
+		} else if have, ok := stats[other[i].Key]; ok {
+			l.sent, l.at = have.Tx, now
+			if before.second == l.second && !before.at.IsZero() && (before.empty || before.sent == l.sent) {
+				l.at, l.empty = before.at, before.empty || now.Sub(before.at) >= pace
+			}
+		} else {
+			continue // not to be seen
+		}
+		r.left[p.Name] = l
+	}
 }
 
 // sightings of handshakes, by peer: when each was seen first, and when it was
@@ -255,7 +323,7 @@ func overSecond(own wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time
 
 // turn takes the change of the key one step further when it is time, and says
 // over what to send.
-func (d *Datapath) turn(state *mesh.State, now time.Time) (wireguard.Keys, map[string]bool, error) {
+func (d *Datapath) turn(ctx context.Context, state *mesh.State, now time.Time) (wireguard.Keys, map[string]bool, error) {
 	ring := d.device.Ring()
 	keys := ring.Keys()
 	me, _ := state.Node(d.cfg.Node)
@@ -266,7 +334,8 @@ func (d *Datapath) turn(state *mesh.State, now time.Time) (wireguard.Keys, map[s
 		return keys, nil, nil
 	}
 	s := d.sessions(keys)
-	if step := d.step(keys, others, s, wanted, now); step != nil {
+	d.rotation.lookAtLeft(s, now)
+	if step := d.step(ctx, keys, others, s, wanted, now); step != nil {
 		if err := step(); err != nil {
 			return keys, nil, err
 		}
@@ -314,24 +383,25 @@ func (d *Datapath) wantsRotation(keys wireguard.Keys, leave mesh.Key, now time.T
 }
 
 // step is the next one to do, or nil.
-func (d *Datapath) step(keys wireguard.Keys, nodes []mesh.Node, s sessions, wanted bool, now time.Time) func() error {
+func (d *Datapath) step(ctx context.Context, keys wireguard.Keys, nodes []mesh.Node, s sessions, wanted bool, now time.Time) func() error {
 	ring := d.device.Ring()
 	if keys.Stage() == wireguard.Steady {
 		if !wanted {
 			d.rotation.set(nil)
 			return nil
 		}
-		busy := map[string]string{}
-		for _, n := range nodes {
-			if s.secondAlive(n, now) {
-				busy[n.Name] = "changes its own key; ours is next"
-			}
-		}
+		busy := changing(nodes, s, now)
 		d.rotation.set(busy)
 		if len(busy) > 0 {
 			return nil
 		}
-		return func() error { d.rotation.begun(); return ring.Begin() }
+		return func() error {
+			if err := d.second.Remove(ctx); err != nil { // of nodes that are away
+				return err
+			}
+			d.rotation.begun()
+			return ring.Begin()
+		}
 	}
 	waiting, silent := d.rotation.unmoved(keys, nodes, s, now)
 	if !d.rotation.drained(waiting, silent, now) {
@@ -343,16 +413,28 @@ func (d *Datapath) step(keys wireguard.Keys, nodes []mesh.Node, s sessions, want
 	return ring.Finish
 }
 
+// changing are the nodes that change their keys and are there, and so the
+// reason for not beginning.
+func changing(nodes []mesh.Node, s sessions, now time.Time) map[string]string {
+	busy := map[string]string{}
+	for _, n := range nodes {
+		if !n.NextKey.IsZero() && (s.firstAlive(n, now) || s.secondAlive(n, now)) {
+			busy[n.Name] = "changes its own key; ours is next"
+		}
+	}
+	return busy
+}
+
 // unmoved peers, and why; silent is true when one without a session was left
 // out.
 func (r *rotation) unmoved(keys wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time) (waiting map[string]string, silent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	waiting = map[string]string{}
-	second := map[string]bool{}
+	second, empty := map[string]bool{}, map[string]bool{}
 	if r.came != nil {
 		for _, p := range inUse(*r.came) {
-			second[p.Name] = p.second
+			second[p.Name], empty[p.Name] = p.second, r.leftFor(p)
 		}
 	}
 	want := Sending{Key: keys.Next, Second: keys.Stage() == wireguard.Leaving}
@@ -363,11 +445,13 @@ func (r *rotation) unmoved(keys wireguard.Keys, nodes []mesh.Node, s sessions, n
 		moved, heard := second[n.Name] == want.Second, r.heard[n.Name]
 		fresh := now.Sub(heard.at) < wordLife
 		switch {
-		case moved && fresh && heard.Sending == want:
+		case moved && empty[n.Name] && fresh && heard.Sending == want:
 		case !s.firstAlive(n, now) && !s.secondAlive(n, now):
 			silent = true
 		case !moved:
 			waiting[n.Name] = "there is no session with it on the other device yet"
+		case !empty[n.Name]:
+			waiting[n.Name] = "what was sent to it may not have left this machine yet"
 		case !fresh:
 			waiting[n.Name] = "it does not say which key it sends to"
 		default:

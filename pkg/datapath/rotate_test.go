@@ -5,10 +5,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/datapath/internal/testns"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
 )
@@ -196,6 +200,7 @@ func TestRotation(t *testing.T) {
 		{"one, twice", func() { cl.rotate(a); cl.rotate(a) }},
 		{"another", func() { cl.rotate(c) }},
 		{"all at once", func() { cl.rotate(all...) }},
+		{"one process after the other has no time", func() { cl.stalls(a, a, b) }},
 		{"meshd is killed as the key changes", func() { cl.kills(a, a) }},
 		{"meshd of a peer is killed as the key changes", func() { cl.kills(a, b) }},
 	} {
@@ -233,6 +238,73 @@ func (c *cluster) kills(m, victim *machine) {
 	c.until("the key changed", func(r map[string]reply) bool {
 		return r[m.name].Turn.Generation == generation+1 && r[m.name].Turn.Stage() == wireguard.Steady && r[m.name].Keys.Next.IsZero()
 	})
+}
+
+// stalls changes the key of m while meshd and the tunnel processes of machines
+// stand still, one after the other, each for a while.
+func (c *cluster) stalls(m *machine, of ...*machine) {
+	c.Helper()
+	generation := m.request(request{Rotate: true}).Turn.Generation
+	turn := 0
+	c.until("the key changed", func(r map[string]reply) bool {
+		pids := strings.Fields(of[turn%len(of)].sh("cat /run/wireguard/*.lock 2>/dev/null || true"))
+		pids = append(pids, fmt.Sprint(of[turn%len(of)].cmd.Process.Pid))
+		stand(c.T, pids[turn/len(of)%len(pids)], 400*time.Millisecond)
+		turn++
+		return r[m.name].Turn.Generation == generation+1 && r[m.name].Turn.Stage() == wireguard.Steady && r[m.name].Keys.Next.IsZero()
+	})
+	c.Logf("%d times one stood still", turn)
+}
+
+// stand still for a while; a process that has ended meanwhile does anyway.
+func stand(t *testing.T, pid string, d time.Duration) {
+	t.Helper()
+	n, err := strconv.Atoi(pid)
+	if err != nil || n <= 1 {
+		t.Fatalf("process %q", pid)
+	}
+	if err := unix.Kill(n, unix.SIGSTOP); err != nil {
+		return
+	}
+	defer unix.Kill(n, unix.SIGCONT)
+	time.Sleep(d) // this is how long it stands still; nothing is waited for
+}
+
+// A tunnel process that has no time for two seconds, on either side: what came
+// meanwhile arrives. The other side begins a session beside the one there is;
+// in its place it would lose all that.
+func TestTunnelsWithoutTime(t *testing.T) {
+	if testns.Backend(t) != "userspace" {
+		t.Skip("this kernel has WireGuard: there is no such process")
+	}
+	underlay(t)
+	a, b := newMachine(t, "a", 1), newMachine(t, "b", 2)
+	cl := &cluster{T: t, machines: []*machine{a, b}, state: mesh.State{Nodes: []mesh.Node{a.node(), b.node()}}}
+	tell(cl.state, a, b)
+	settled(t, a, b)
+	for _, m := range cl.machines {
+		m.pod(2)
+		m.echo()
+	}
+	a.reaches(t, "pod to pod", b.podAddr(2))
+	b.reaches(t, "pod to pod", a.podAddr(2))
+	probes := []func() string{cl.probe(a, b, b.podAddr(2)+":7", 500), cl.probe(b, a, "["+a.podAddr6(2)+"]:7", 500)}
+	for i, m := range cl.machines {
+		stand(t, strings.TrimSpace(m.sh("cat /run/wireguard/mesh0.lock")), 2*time.Second)
+		eventually(t, "the other side notices", func() error {
+			if r := cl.machines[1-i].ask(nil).Repairs; len(r) == 0 || !strings.Contains(r[0].What, "began a new session") {
+				return fmt.Errorf("repaired: %v", r)
+			}
+			return nil
+		})
+	}
+	for _, stop := range probes {
+		if said := stop(); !strings.Contains(said, " lost 0 ") {
+			t.Error(said)
+		} else {
+			t.Log(said)
+		}
+	}
 }
 
 // Two machines that change a key and send over their second devices, when

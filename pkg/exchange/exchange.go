@@ -30,8 +30,8 @@ type Config struct {
 	// Sends says to which key of a node this one sends.
 	Sends func(node string) (Sending, bool)
 	// Heard is told to which key of this node another sends, while this one
-	// changes its key.
-	Heard func(node string, s Sending)
+	// changes its key, and when it was asked.
+	Heard func(node string, s Sending, asked time.Time)
 	// Changed is called when PSK has another answer. It must not block.
 	Changed func()
 	Board   *status.Board
@@ -397,12 +397,13 @@ func (x *Exchange) talk(ctx context.Context, c *conn, n mesh.Node, p *peer, todo
 
 // hear asks to which key of ours n sends.
 func (x *Exchange) hear(c *conn, n mesh.Node) error {
+	asked := time.Now()
 	resp, err := c.ask(request{Op: opSends, From: x.cfg.Node, To: n.Name})
 	if err != nil {
 		return err
 	}
 	if resp.Sends != nil {
-		x.cfg.Heard(n.Name, *resp.Sends)
+		x.cfg.Heard(n.Name, *resp.Sends, asked)
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func (w *world) start(name string, key byte) *side {
 			return w.nodes[name].PublicKey, w.next[name]
 		},
 		Sends:   func(node string) (Sending, bool) { return Sending{Key: mesh.Key{key}, Second: true}, true },
-		Heard:   func(node string, x Sending) { s.mu.Lock(); s.heard[node] = x; s.mu.Unlock() },
+		Heard:   func(node string, x Sending, _ time.Time) { s.mu.Lock(); s.heard[node] = x; s.mu.Unlock() },
 		Changed: func() {},
 	})
 	if err != nil {

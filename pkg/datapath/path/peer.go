@@ -37,9 +37,9 @@ type Choice struct {
 	// MTU that was found; 0: as much as the route allows.
 	MTU       int
 	Keepalive Keepalive
-	// Fresh counts the sessions to begin anew: another number, another
-	// session.
-	Fresh int
+	// Fresh counts the sessions to begin, Anew those of them in place of the
+	// one there is: another number, another session.
+	Fresh, Anew int
 }
 
 // Keepalive says whether an address translator, which forgets, is between us.
@@ -67,6 +67,10 @@ const (
 	// probes before; one that never was heard; one whose firewall drops echo
 	// (WireGuard itself says something 10 s after it received something).
 	silentEchoes, silentNew, silentMute = time.Second, 3 * time.Second, 15 * time.Second
+	// anewAfter so long a session is given up. It may be a machine that has no
+	// time for its tunnels, and what it has in its queues then is under the
+	// session there was. (WireGuard begins none by itself 5 s after another.)
+	anewAfter = 3 * time.Second
 	// A rung of the ladder has so long, and twice as long whenever all
 	// endpoints had their turn; but in the first minute no longer than
 	// rungSoon. A network that comes back finds no session any more, and
@@ -93,6 +97,7 @@ type peer struct {
 	began  time.Time
 	known  bool            // stats were seen
 	last   wireguard.Stats // as last seen
+	looked time.Time       // when
 	roamed bool            // last.Endpoint is where it called from
 	caller netip.AddrPort  // where it last called from that it has not published
 	echoes bool            // it has answered a probe
@@ -191,7 +196,7 @@ func (p *peer) behind(own []netip.AddrPort) (them, us bool) {
 // stats takes the device's counters.
 func (p *peer) stats(s wireguard.Stats, now time.Time) {
 	old, known := p.last, p.known
-	p.last, p.known = s, true
+	p.last, p.known, p.looked = s, true, now
 	if !known || s.Tx < old.Tx || s.Rx < old.Rx { // new, or the device began anew
 		old.Tx, old.Rx, p.waiting = s.Tx, s.Rx, time.Time{}
 		p.roamed = !s.Handshake.IsZero()
@@ -281,9 +286,11 @@ func (p *peer) rungTime() time.Duration {
 }
 
 // climb does something about a silent peer: first a new session, if there was
-// one, then the other endpoints in turn.
+// one, then the other endpoints in turn; later each time without the session
+// there was.
 func (p *peer) climb(now time.Time) {
-	if now.Sub(p.waiting) < p.patience() || now.Before(p.nextRung) {
+	// What was not looked at is not silent: the machine may be busy.
+	if p.looked.Sub(p.waiting) < p.patience() || now.Before(p.nextRung) {
 		return
 	}
 	if p.silent.IsZero() {
@@ -296,6 +303,9 @@ func (p *peer) climb(now time.Time) {
 	}
 	p.nextRung = now.Add(wait)
 	p.choice.Fresh++
+	if p.last.Handshake.IsZero() || now.Sub(p.silent) >= anewAfter {
+		p.choice.Anew++
+	}
 	p.did = "began a new session"
 	list := p.candidates()
 	if len(list) == 0 {
@@ -332,9 +342,11 @@ func (p *peer) wake() time.Time {
 			ask = again
 		}
 		sooner(ask)
-		if climb := p.waiting.Add(p.patience()); climb.After(p.nextRung) {
+		switch climb := p.waiting.Add(p.patience()); {
+		case p.looked.Before(climb): // looking wakes us
+		case climb.After(p.nextRung):
 			sooner(climb)
-		} else {
+		default:
 			sooner(p.nextRung)
 		}
 	}

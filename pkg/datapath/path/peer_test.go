@@ -102,6 +102,9 @@ func (w *world) run(d time.Duration) {
 func (w *world) note() {
 	c := w.peer.choice
 	s := fmt.Sprintf("mtu %d, session %d, %s", c.MTU, c.Fresh, c.Endpoint)
+	if c.Anew > 0 {
+		s = fmt.Sprintf("mtu %d, session %d (%d anew), %s", c.MTU, c.Fresh, c.Anew, c.Endpoint)
+	}
 	if c.Keepalive == On {
 		s += ", keepalive"
 	}
@@ -164,7 +167,7 @@ func TestChoice(t *testing.T) {
 			w.run(10 * time.Second)
 		}, []Endpoint{{one, 1420}, {two, 1420}}, []string{
 			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
-			" 3.50: mtu 0, session 1, [2001:db8::2]:51820",
+			" 3.50: mtu 0, session 1 (1 anew), [2001:db8::2]:51820",
 		}},
 		{"the endpoint dies", func(w *world) {
 			w.run(5 * time.Second)
@@ -184,8 +187,8 @@ func TestChoice(t *testing.T) {
 			w.run(40 * time.Second)
 		}, oneOnly, []string{
 			" 0.00: mtu 0, session 0, 192.0.2.2:51820",
-			"95.50: mtu 0, session 32, 192.0.2.2:51820",
-			"125.50: mtu 0, session 33, 192.0.2.2:51820",
+			"95.50: mtu 0, session 32 (30 anew), 192.0.2.2:51820",
+			"125.50: mtu 0, session 33 (31 anew), 192.0.2.2:51820",
 		}},
 		{"a firewall drops echo: one way traffic is no silence", func(w *world) {
 			w.mute = true

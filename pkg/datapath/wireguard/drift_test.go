@@ -15,7 +15,7 @@ func TestDriftOfAPeerThatRoamed(t *testing.T) {
 	wished, elsewhere := netip.MustParseAddrPort("192.0.2.2:51820"), netip.MustParseAddrPort("198.51.100.9:4000")
 	key := mesh.Key{2}
 	cfg := Config{ListenPort: 51820, MTU: 1420, Peers: []Peer{{Name: "node2", Key: key, Endpoint: wished}}}
-	d := &Device{opts: Options{Name: "wg"}, ring: &Ring{}, wished: map[mesh.Key]netip.AddrPort{key: wished}, fresh: map[mesh.Key]int{}}
+	d := &Device{opts: Options{Name: "wg"}, ring: &Ring{}, wished: map[mesh.Key]netip.AddrPort{key: wished}, fresh: map[mesh.Key]begun{}}
 	now := time.Now()
 	for _, c := range []struct {
 		name        string

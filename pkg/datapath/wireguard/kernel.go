@@ -166,11 +166,14 @@ func (o mtuOp) do(context.Context, *Device) error {
 	return netlink.LinkSetMTU(link, o.mtu)
 }
 
-// do also keeps IPv6 from making up an address and from asking for routers.
+// do also keeps IPv6 from making up an address and from asking for routers, and
+// IPv4 from refusing packets before there is a route back: a peer may send as
+// soon as it has a session.
 func (o upOp) do(context.Context, *Device) error {
 	conf := "net/ipv6/conf/" + o.name
 	_ = sysctl.Set(conf+"/addr_gen_mode", "1") // no IPv6: no file
 	_ = sysctl.Set(conf+"/accept_ra", "0")
+	_ = sysctl.Set("net/ipv4/conf/"+o.name+"/rp_filter", "2")
 	link, err := netlink.LinkByName(o.name)
 	if err != nil {
 		return err

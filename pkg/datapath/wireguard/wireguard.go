@@ -55,14 +55,20 @@ type Peer struct {
 	Keepalive time.Duration
 	// PSK is mixed into each handshake; zero: none.
 	PSK Secret
-	// Fresh is a number; with another one the peer is removed and added
-	// again, for a session that begins anew. FreshAsIs leaves the session.
-	Fresh int
+	// Fresh and Anew are numbers. With another Fresh a session begins while
+	// the one there is goes on, where the device can do that: the kernel's
+	// cannot. With another Anew the peer is removed and added again, and what
+	// is under way in the old session is lost. FreshAsIs in Fresh leaves the
+	// session alone, whatever Anew says.
+	Fresh, Anew int
 }
 
 // FreshAsIs leaves the session of a peer alone, and with the next number it is
 // left alone as well: what is counted meanwhile is another tunnel's.
 const FreshAsIs = -1
+
+// begun are the numbers of the sessions last begun with a peer.
+type begun struct{ fresh, anew int }
 
 // KeepaliveAsIs leaves the keepalive of a peer alone.
 const KeepaliveAsIs time.Duration = -1
@@ -110,7 +116,7 @@ type Device struct {
 	// wished endpoints as last applied, by peer.
 	wished map[mesh.Key]netip.AddrPort
 	// fresh are the numbers of sessions last begun, by peer.
-	fresh map[mesh.Key]int
+	fresh map[mesh.Key]begun
 	// last is what was last applied as a whole, drift what the device had
 	// lost of it before the last Apply.
 	last  *Config
@@ -129,7 +135,7 @@ func New(opts Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{opts: opts, ring: ring, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]int{}}, nil
+	return &Device{opts: opts, ring: ring, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]begun{}}, nil
 }
 
 // Second is another device of the same node, which has the next key while the
@@ -137,7 +143,7 @@ func New(opts Options) (*Device, error) {
 func (d *Device) Second(name string) *Device {
 	opts := d.opts
 	opts.Name = name
-	return &Device{opts: opts, ring: d.ring, second: true, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]int{}}
+	return &Device{opts: opts, ring: d.ring, second: true, wished: map[mesh.Key]netip.AddrPort{}, fresh: map[mesh.Key]begun{}}
 }
 
 func (d *Device) spawnCommand() []string {
@@ -221,7 +227,7 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 		for _, p := range cfg.Peers {
 			d.wished[p.Key] = p.Endpoint
 			if p.Fresh != FreshAsIs {
-				d.fresh[p.Key] = p.Fresh
+				d.fresh[p.Key] = begun{p.Fresh, p.Anew}
 			}
 		}
 	}
@@ -345,7 +351,7 @@ func (d *Device) diff(cfg Config, have state, now time.Time) []op {
 	ops := d.setDevice(cfg, have)
 	for _, p := range cfg.Peers {
 		old, known := have.peers[p.Key]
-		if op := d.setPeer(p, old, known, now); op != nil {
+		if op := d.setPeer(p, old, known, have.backend, now); op != nil {
 			ops = append(ops, *op)
 		}
 	}
@@ -438,9 +444,10 @@ func (d *Device) unset(cfg Config, have state) (ops []op) {
 }
 
 // setPeer is the op that makes old into p, or nil.
-func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
+func (d *Device) setPeer(p Peer, old peer, known bool, on Backend, now time.Time) *peerOp {
 	last, remembered := d.fresh[p.Key]
-	again := known && remembered && p.Fresh != FreshAsIs && last != p.Fresh
+	fresh := known && remembered && p.Fresh != FreshAsIs && last != begun{p.Fresh, p.Anew}
+	again := fresh && (last.anew != p.Anew || on == Kernel)
 	if again {
 		old, known = peer{}, false
 	}
@@ -451,6 +458,12 @@ func (d *Device) setPeer(p Peer, old peer, known bool, now time.Time) *peerOp {
 		silent := old.Handshake.IsZero() || now.Sub(old.Handshake) > SessionLife
 		if !known || !old.Endpoint.IsValid() || changed || silent {
 			op.endpoint = p.Endpoint
+		}
+	}
+	if fresh && !again { // a userspace device calls at an endpoint that it is told
+		op.endpoint = p.Endpoint
+		if !op.endpoint.IsValid() {
+			op.endpoint = old.Endpoint
 		}
 	}
 	for _, a := range p.AllowedIPs {

@@ -210,6 +210,41 @@ wg set wgb peer KEY2 persistent-keepalive 25 # node2`},
 	}
 }
 
+// A session begins beside the one there is where the device can do that, and
+// in its place when that is wished.
+func TestSessionsBegin(t *testing.T) {
+	testns.New(t)
+	d, _ := device(t, "wgf")
+	apply(t, d, config())
+	beside := "wg set wgf peer KEY2 endpoint 192.0.2.2:51820 # node2"
+	instead := "wg set wgf peer KEY2 remove peer KEY2 endpoint 192.0.2.2:51820 allowed-ips +10.244.2.0/24,+fd00:10:244:2::/64 # node2"
+	if testns.Backend(t) == "kernel" {
+		beside = instead
+	}
+	cfg := config()
+	for _, c := range []struct {
+		name        string
+		fresh, anew int
+		want        string
+	}{
+		{"begin", 1, 0, beside},
+		{"the same", 1, 0, ""},
+		{"in place of it", 2, 1, instead},
+		{"as it is", wireguard.FreshAsIs, 2, ""},
+		{"as it was", 2, 1, ""},
+	} {
+		cfg.Peers[0].Fresh, cfg.Peers[0].Anew = c.fresh, c.anew
+		plan, err := d.Plan(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(strings.ReplaceAll(c.want, "KEY2", b64(2)), strings.Join(plan, "\n")); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", c.name, diff)
+		}
+		apply(t, d, cfg)
+	}
+}
+
 // From any mess to the wish.
 func TestMess(t *testing.T) {
 	testns.New(t)

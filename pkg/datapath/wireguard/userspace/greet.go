@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 
@@ -17,6 +18,10 @@ import (
 // once. A peer that had a session with a process before this one goes on
 // sending what nobody can open any more, and would notice by its timers only
 // after 15 seconds (section 6.5 of the WireGuard paper).
+//
+// A peer whose endpoint is told again is greeted again: that is how whoever
+// drives the device begins a session beside the one there is. (What lines set
+// on the way, by the peer's own moves, come from this process.)
 //
 // It also gives a peer of which nobody knows where it is the place it first
 // calls from: the engine answers nobody who has none.
@@ -40,14 +45,16 @@ func (g *greeter) told(peers []mention) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, p := range peers {
-		switch placed := g.placed[p.key]; {
+		switch {
 		case p.removed:
 			delete(g.placed, p.key)
-		case p.placed && !placed:
+		case p.placed:
 			g.placed[p.key] = true
-			g.next = append(g.next, p.key)
+			if !slices.Contains(g.next, p.key) {
+				g.next = append(g.next, p.key)
+			}
 		default:
-			g.placed[p.key] = placed
+			g.placed[p.key] = g.placed[p.key] // known now
 		}
 	}
 }

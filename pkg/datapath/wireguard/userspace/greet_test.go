@@ -58,9 +58,43 @@ func TestGreetsPeers(t *testing.T) {
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
+		if upFirst {
+			anotherSession(t, wg)
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
+	}
+}
+
+// anotherSession begins when an endpoint is told again, though it is the one
+// there is; the counters go on, so it is the same peer. The engine begins none
+// for five seconds after another.
+func anotherSession(t *testing.T, wg *wgctrl.Client) {
+	t.Helper()
+	before, err := wg.Device("wgu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if err := wg.ConfigureDevice("wgu", wgtypes.Config{Peers: []wgtypes.PeerConfig{{
+			PublicKey: before.Peers[0].PublicKey, UpdateOnly: true, Endpoint: before.Peers[0].Endpoint}}}); err != nil {
+			t.Fatal(err)
+		}
+		now, err := wg.Device("wgu")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := now.Peers[0]; p.LastHandshakeTime.After(before.Peers[0].LastHandshakeTime) {
+			if p.TransmitBytes < before.Peers[0].TransmitBytes {
+				t.Errorf("%d bytes sent, %d before", p.TransmitBytes, before.Peers[0].TransmitBytes)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no other session")
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
