@@ -44,6 +44,7 @@ type nodeConfig struct {
 	ResolvConf   string
 	LogLevel     string
 	NoOffloads   bool
+	Shortcut     string
 
 	Endpoints []string
 
@@ -108,6 +109,7 @@ func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.Endpoints, "endpoint", nil, "address:port at which the other machines reach this one's tunnel, before --node-ip and the addresses of its links; as an address translator forwards it")
 	f.IntVar(&c.ListenPort, "listen-port", mesh.ListenPort, "UDP port of the tunnels")
 	f.DurationVar(&c.KeyRotation, "key-rotation", 0, "how often to change the tunnels' key; 0 only when told by meshctl keys rotate")
+	f.StringVar(&c.Shortcut, "shortcut", "auto", "carry packets between pods of this machine past its own stack: auto, where the kernel can (tcx, Linux 6.6), or off")
 	f.StringSliceVar(&c.NoMasquerade, "no-masquerade", nil, "address ranges outside of the cluster that see pods' own addresses instead of this node's; they need routes to them")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -261,6 +263,9 @@ func (c *nodeConfig) completeNetwork() error {
 	}
 	if c.KeyRotation != 0 && c.KeyRotation < minKeyRotation {
 		return fmt.Errorf("--key-rotation %s: want at least %s, or 0 for never by itself", c.KeyRotation, minKeyRotation)
+	}
+	if c.Shortcut != "auto" && c.Shortcut != "off" {
+		return fmt.Errorf("--shortcut %q: want auto or off", c.Shortcut)
 	}
 	if c.ListenPort < 1 || c.ListenPort > 65534 {
 		return fmt.Errorf("--listen-port %d: want 1 to 65534, for the port behind it is used while a key changes", c.ListenPort)

@@ -137,6 +137,8 @@ func TestAgentSettings(t *testing.T) {
 		{"cluster DNS mixed", []string{"--cluster-dns", "auto,10.96.0.10"}, `--cluster-dns "auto": want addresses, auto or off`},
 		{"a name for the configuration", []string{"--cni-conf-name", "05-other.conflist"}, "want a name that ends in -meshd.conflist"},
 		{"a path for a name", []string{"--cni-conf-name", "a/05-meshd.conflist"}, "want a name that ends in"},
+		{"no shortcut", []string{"--shortcut", "off"}, ""},
+		{"a shortcut come what may", []string{"--shortcut", "on"}, `--shortcut "on": want auto or off`},
 		{"a range", []string{"--pod-cidr", "10.244.0.1/16"}, "10.244.0.0/16 would be right"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -151,6 +151,7 @@ func (n *node) newDatapath() error {
 		Direct:         n.cfg.direct,
 		SpawnUserspace: userspaceCommand(self, n.cfg.NoOffloads),
 		Pods:           n.attached,
+		NoShortcut:     n.cfg.Shortcut == "off",
 		Source:         n.window,
 		OnReady:        n.networkReady,
 		OnEndpoints:    func() { n.publishing.Kick() },

@@ -260,6 +260,7 @@ func printReport(out io.Writer, r report) error {
 	}
 	r.printCounts(tw)
 	fmt.Fprintf(tw, "dns\t%s\n", r.DNS)
+	r.printNotes(tw)
 	if err := tw.Flush(); err != nil {
 		return err
 	}
@@ -298,6 +299,18 @@ func (r report) printCounts(tw io.Writer) {
 	}
 	if !r.guest || r.Services.Total > 0 {
 		fmt.Fprintf(tw, "services\t%d, %d with endpoints, %d without\n", r.Services.Total, r.Services.WithEndpoints, r.Services.Empty)
+	}
+}
+
+// printNotes says what is worth knowing of what is well.
+func (r report) printNotes(tw io.Writer) {
+	if r.Daemon == nil {
+		return
+	}
+	for _, c := range r.Daemon.Checks {
+		if _, thing, ok := strings.Cut(c.Name, "/"); ok && c.Healthy && c.Note != "" {
+			fmt.Fprintf(tw, "%s\t%s\n", thing, c.Note)
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func working() facts {
 	return facts{
 		socket: "/run/meshd/meshd.sock",
 		daemon: &status.Document{Node: "m1", Role: "server", Version: "v1", Time: now, Started: now.Add(-time.Hour),
-			Checks:  []status.Check{{Name: "dns/listening", Healthy: true}},
+			Checks:  []status.Check{{Name: "dns/listening", Healthy: true}, {Name: "datapath/shortcut", Healthy: true, Note: "on for 2 pods"}},
 			Tunnels: []status.Tunnel{{Peer: "m2", Endpoint: "192.0.2.2:51820", Handshake: now.Add(-7 * time.Second), RxBytes: 2048, TxBytes: 12, MTU: 1420, Backend: "userspace", Up: true}}},
 		nodes: []corev1.Node{readyNode("m2", "192.0.2.2", corev1.ConditionTrue, ""), readyNode("m1", "192.0.2.1", corev1.ConditionTrue, "")},
 		pods: []corev1.Pod{
@@ -84,6 +84,7 @@ m2          yes   192.0.2.2:51820   7s ago      2.00 KiB   12 B   1420   userspa
 pods       1 ready, 1 done, 1 starting, 0 failing
 services   1, 1 with endpoints, 0 without
 dns        up
+shortcut   on for 2 pods
 
 healthy
 `
@@ -164,6 +165,7 @@ m2          yes   192.0.2.2:51820   7s ago      2.00 KiB   12 B   1420   userspa
 
 services   2, 1 with endpoints, 1 without
 dns        up
+shortcut   on for 2 pods
 
 healthy
 `

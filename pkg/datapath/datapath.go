@@ -29,6 +29,7 @@ import (
 	"meshd.dev/pkg/datapath/firewall"
 	"meshd.dev/pkg/datapath/path"
 	"meshd.dev/pkg/datapath/route"
+	"meshd.dev/pkg/datapath/shortcut"
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/mesh"
 	"meshd.dev/pkg/reconcile"
@@ -88,8 +89,10 @@ type Config struct {
 	// Pods lists the pods attached on this node, those attached first first;
 	// see firewall.New. Their coming and going is seen from the rules, and
 	// with the next round at the latest.
-	Pods   func() ([]mesh.LocalPod, error)
-	Source Source
+	Pods func() ([]mesh.LocalPod, error)
+	// NoShortcut between pods of this node; see package shortcut.
+	NoShortcut bool
+	Source     Source
 	// OnReady is called when device, routes and firewall stand and this node
 	// has pod CIDRs, and again whenever the Network changes. An error is
 	// retried.
@@ -134,6 +137,7 @@ type Datapath struct {
 	device   *wireguard.Device
 	second   *wireguard.Device
 	firewall *firewall.Table
+	shortcut *shortcut.Shortcut
 	loop     *reconcile.Loop
 	mtu      atomic.Int64
 	tunnels  tunnels
@@ -174,6 +178,7 @@ func New(cfg Config) (*Datapath, error) {
 	d := &Datapath{cfg: cfg, device: device, second: device.Second(cfg.Device + mesh.SecondSuffix), firewall: firewall.New(cfg.Log, cfg.Pods)}
 	d.paths = path.New(path.Config{Changed: d.Kick, Log: cfg.Log,
 		Repaired: func(node, what string) { cfg.Board.Repaired("tunnel/"+node, what) }})
+	d.shortcut = shortcut.New(shortcut.Config{Off: cfg.NoShortcut, Pods: cfg.Pods, Board: cfg.Board, Log: cfg.Log})
 	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Resync: resync, Log: cfg.Log})
 	if old := device.CorruptKey(); old != "" {
 		cfg.Log.Error("private key was corrupt", "moved to", old)
@@ -205,6 +210,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.paths.Run(ctx) })
 	group.Go(func() error { return d.look(ctx) })
+	group.Go(func() error { return d.shortcut.Run(ctx) })
 	return group.Wait()
 }
 
@@ -227,7 +233,8 @@ func (d *Datapath) Plan() ([]string, error) {
 	wg, err2 := d.device.Plan(wish.WireGuard)
 	second, err3 := d.planSecond(wish)
 	rt, err4 := route.Plan(wish.Route)
-	return slices.Concat(fw, wg, second, rt), errors.Join(err1, err2, err3, err4)
+	short, err5 := d.shortcut.Plan()
+	return slices.Concat(fw, wg, second, rt, short), errors.Join(err1, err2, err3, err4, err5)
 }
 
 func (d *Datapath) planSecond(wish Wish) ([]string, error) {
@@ -352,6 +359,9 @@ func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 	d.reportFirewall(err)
 	if !again.IsZero() && d.timer != nil {
 		d.timer.Reset(time.Until(again))
+	}
+	if err == nil {
+		d.shortcut.Kick()
 	}
 	return err
 }

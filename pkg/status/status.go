@@ -25,11 +25,13 @@ import (
 // person understands and a Next step a person can take.
 type Check struct {
 	// Name is part/thing, for instance "datapath/routes" or "tunnel/node2".
-	Name    string    `json:"name"`
-	Healthy bool      `json:"healthy"`
-	Reason  string    `json:"reason,omitempty"`
-	Next    string    `json:"next,omitempty"`
-	Since   time.Time `json:"since"`
+	Name    string `json:"name"`
+	Healthy bool   `json:"healthy"`
+	Reason  string `json:"reason,omitempty"`
+	Next    string `json:"next,omitempty"`
+	// Note is worth knowing and no fault.
+	Note  string    `json:"note,omitempty"`
+	Since time.Time `json:"since"`
 }
 
 // Tunnel is the state of the WireGuard tunnel to one peer.
@@ -121,6 +123,9 @@ func (b *Board) Repairs() []Repair {
 
 // OK says that name is healthy.
 func (b *Board) OK(name string) { b.set(Check{Name: name, Healthy: true}) }
+
+// Note says that name is healthy, and what is worth knowing about it.
+func (b *Board) Note(name, note string) { b.set(Check{Name: name, Healthy: true, Note: note}) }
 
 // Fail says that name is not healthy, why, and what a person can do.
 func (b *Board) Fail(name, reason, next string) {

@@ -74,6 +74,7 @@ var fences = []fence{
 	{"github.com/coredns/", []string{"dns"}, "records are ours (dns/index); CoreDNS is how they are served"},
 	{"github.com/tailscale/", []string{"pkg/datapath/wireguard"}, "the userspace engine stays behind one door"},
 	{"golang.zx2c4.com/", []string{"pkg/datapath/wireguard", "meshd/meshctl"}, "one code path for kernel and userspace devices, behind one door"},
+	{"github.com/cilium/", []string{"pkg/datapath/shortcut", "test"}, "one door to programs in the kernel, which may go around the firewall"},
 	{"github.com/google/nftables", []string{"pkg/datapath/firewall"}, "one owner of the nft table"},
 	{"github.com/containernetworking/", []string{"pkg/cni", "test"}, "only the plugin speaks CNI"},
 	{"github.com/spf13/", []string{"meshd"}, "flags end in main"},

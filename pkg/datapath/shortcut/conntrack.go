@@ -1,0 +1,135 @@
+package shortcut
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf/btf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// findConntrack looks up in the kernel's own description of itself (BTF) what
+// the program needs of conntrack. module is where that is described; nil
+// where conntrack is built in.
+func findConntrack() (c conntrack, module *btf.Handle, err error) {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return c, nil, fmt.Errorf("this kernel does not describe itself (CONFIG_DEBUG_INFO_BTF): %w", err)
+	}
+	spec, in := kernel, int16(0)
+	if kernel.TypeByName(lookupFunc, new(*btf.Func)) != nil {
+		module, err = btf.FindHandle(func(info *btf.HandleInfo) bool { return info.IsModule() && info.Name == "nf_conntrack" })
+		if err != nil {
+			return c, nil, fmt.Errorf("this kernel has no %s: %w", lookupFunc, err)
+		}
+		in = 1
+		if spec, err = module.Spec(kernel); err != nil {
+			module.Close()
+			return c, nil, fmt.Errorf("read what the kernel says of nf_conntrack: %w", err)
+		}
+	}
+	if err := c.find(spec, in); err != nil {
+		module.Close() // fine with nil
+		return c, nil, err
+	}
+	c.established, c.stream = timeout("tcp_timeout_established", 5*24*60*60), timeout("udp_timeout_stream", 120)
+	return c, module, nil
+}
+
+const lookupFunc = "bpf_skb_ct_lookup"
+
+func (c *conntrack) find(spec *btf.Spec, in int16) error {
+	for name, to := range map[string]*kfunc{lookupFunc: &c.lookup, "bpf_ct_change_timeout": &c.changeTimeout, "bpf_ct_release": &c.release} {
+		var f *btf.Func
+		if err := spec.TypeByName(name, &f); err != nil {
+			return fmt.Errorf("this kernel has no %s: %w", name, err)
+		}
+		id, err := spec.TypeID(f)
+		if err != nil {
+			return fmt.Errorf("number of %s: %w", name, err)
+		}
+		*to = kfunc{id: int32(id), offset: in}
+	}
+	status, err1 := offsetOf(spec, "nf_conn", "status")
+	proto, err2 := offsetOf(spec, "nf_conn", "proto")
+	state, err3 := offsetOf(spec, "ip_ct_tcp", "state") // one of the union nf_conn.proto
+	c.status, c.tcpState = status, proto+state
+	return errors.Join(err1, err2, err3)
+}
+
+func offsetOf(spec *btf.Spec, structure, member string) (int16, error) {
+	var s *btf.Struct
+	if err := spec.TypeByName(structure, &s); err != nil {
+		return 0, fmt.Errorf("this kernel has no struct %s: %w", structure, err)
+	}
+	for _, m := range s.Members {
+		if m.Name == member {
+			return int16(m.Offset.Bytes()), nil
+		}
+	}
+	return 0, fmt.Errorf("this kernel's struct %s has no %s", structure, member)
+}
+
+const conntrackSysctls = "/proc/sys/net/netfilter/nf_conntrack_"
+
+// timeout is one of conntrack's, in milliseconds.
+func timeout(name string, otherwise int32) int32 {
+	seconds := otherwise
+	if text, err := os.ReadFile(conntrackSysctls + name); err == nil {
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 32); err == nil && n > 0 {
+			seconds = int32(min(n, math.MaxInt32/1000))
+		}
+	}
+	return seconds * 1000
+}
+
+// loose says whether conntrack takes up connections whose beginning it has not
+// seen.
+func loose() bool {
+	text, err := os.ReadFile(conntrackSysctls + "tcp_loose")
+	return err != nil || strings.TrimSpace(string(text)) != "0"
+}
+
+// forget has conntrack forget the TCP connections that leave the shortcut:
+// those between pods of this machine with one of leaving at an end. It has not
+// followed their windows, and would call what it sees next invalid, which a
+// firewall may drop. One that it forgot it takes up again, from the middle and
+// without looking at windows. Translated ones were never on the shortcut.
+func forget(leaving, local map[netip.Addr]bool) error {
+	var errs []error
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		for try := 0; ; try++ {
+			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, between{leaving, local})
+			if errors.Is(err, netlink.ErrDumpInterrupted) && try < 10 {
+				continue
+			}
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("forget connections of pods that leave the shortcut: %w", err))
+			}
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// between pods.
+type between struct{ leaving, local map[netip.Addr]bool }
+
+// MatchConntrackFlow is what the dump is filtered by.
+func (b between) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
+	src, dst := addrOf(c.Forward.SrcIP), addrOf(c.Forward.DstIP)
+	return c.Forward.Protocol == unix.IPPROTO_TCP && b.local[src] && b.local[dst] && (b.leaving[src] || b.leaving[dst]) &&
+		src == addrOf(c.Reverse.DstIP) && dst == addrOf(c.Reverse.SrcIP) &&
+		c.Forward.SrcPort == c.Reverse.DstPort && c.Forward.DstPort == c.Reverse.SrcPort
+}
+
+func addrOf(ip []byte) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}

@@ -1,0 +1,475 @@
+package shortcut
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/datapath/firewall"
+	"meshd.dev/pkg/datapath/internal/testns"
+	"meshd.dev/pkg/mesh"
+)
+
+// Of what two pods say to each other everything takes the shortcut but how it
+// begins.
+func TestBetweenPods(t *testing.T) {
+	l := newLab(t, 2, 3)
+	s := l.shortcut()
+	l.serve("p3", 3, 80)
+	for _, network := range []string{"tcp", "udp"} {
+		for _, a := range [][2]netip.Addr{{addr4(2), addr4(3)}, {addr6(2), addr6(3)}} {
+			c := l.dial("p2", network, netip.AddrPortFrom(a[1], 80).String(), 0)
+			c.ask(2, "hello", says("p3", a[0], "hello")) // the beginning
+			n := l.taken(s, func() { c.ask(100, "hello", says("p3", a[0], "hello")) })
+			if n < 200 {
+				t.Errorf("%s from %s: of 100 questions and answers %d packets took the shortcut", network, a[0], n)
+			}
+			if network == "tcp" { // segments that are many packets in one
+				line := strings.Repeat("x", 200_000)
+				c.ask(5, line, says("p3", a[0], line))
+			}
+		}
+	}
+	if note := noteOf(l); !strings.HasPrefix(note, "on for 2 pods of this machine") {
+		t.Errorf("the board says %q", note)
+	}
+}
+
+func noteOf(l *lab) string {
+	for _, c := range l.board.Checks() {
+		if c.Name == check && c.Healthy {
+			return c.Note
+		}
+	}
+	return ""
+}
+
+// A pod gets its packets under the MAC that is its own: what listens there
+// below IP, a bridge of a virtual machine, sees no difference.
+func TestMACs(t *testing.T) {
+	l := newLab(t, 2, 3)
+	s := l.shortcut()
+	l.serve("p3", 3, 80)
+	c := l.dial("p2", "udp", "10.244.1.3:80", 0)
+	c.ask(2, "hello", says("p3", addr4(2), "hello"))
+	var fd int
+	var err error
+	l.in("p3", func() { fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(0x0008)) }) // ETH_P_IP
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if n := l.taken(s, func() { c.ask(1, "hello", says("p3", addr4(2), "hello")) }); n != 2 {
+		t.Fatalf("%d packets took the shortcut, want 2", n)
+	}
+	frame := make([]byte, 2000)
+	for {
+		n, from, err := unix.Recvfrom(fd, frame, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING || n < 34 || frame[23] != unix.IPPROTO_UDP {
+			continue
+		}
+		if to, by := net.HardwareAddr(frame[:6]).String(), net.HardwareAddr(frame[6:12]).String(); to != podMAC(3) || by != "0a:6d:65:73:68:01" {
+			t.Errorf("to %s from %s", to, by)
+		}
+		return
+	}
+}
+
+// Whatever conntrack translates needs the way back through conntrack.
+func TestTranslatedTakesTheStack(t *testing.T) {
+	l := newLab(t, 2, 3)
+	l.cfg.Groups = []*firewall.Group{{
+		Services: []firewall.Service{
+			{Addr: netip.MustParseAddr("10.96.0.1"), Protocol: mesh.TCP, Port: 8080, Endpoints: []netip.AddrPort{netip.AddrPortFrom(addr4(3), 80)}},
+			{Addr: netip.MustParseAddr("10.96.0.1"), Protocol: mesh.UDP, Port: 8080, Endpoints: []netip.AddrPort{netip.AddrPortFrom(addr4(3), 80)}},
+			{Addr: netip.MustParseAddr("fd00:10:96::1"), Protocol: mesh.TCP, Port: 8080, Endpoints: []netip.AddrPort{netip.AddrPortFrom(addr6(3), 80)}},
+			{Addr: netip.MustParseAddr("fd00:10:96::1"), Protocol: mesh.UDP, Port: 8080, Endpoints: []netip.AddrPort{netip.AddrPortFrom(addr6(3), 80)}},
+		},
+		Local: []netip.Addr{addr4(3), addr6(3)},
+	}}
+	l.pods[1].HostPorts = []mesh.HostPort{{Protocol: mesh.TCP, HostPort: 9090, Port: 80}, {Protocol: mesh.UDP, HostPort: 9090, Port: 80}}
+	testns.Sh(t, "ip address add 192.0.2.1/24 dev other; ip address add 2001:db8::1/64 dev other nodad")
+	l.protect()
+	s := l.shortcut()
+	l.serve("p3", 3, 80)
+	for _, c := range []struct {
+		name, pod, to string
+		saw           netip.Addr
+	}{
+		{"service", "p2", "10.96.0.1:8080", addr4(2)},
+		{"service", "p2", "[fd00:10:96::1]:8080", addr6(2)},
+		{"to itself through a service", "p3", "10.96.0.1:8080", netip.MustParseAddr("10.244.1.1")},
+		{"to itself through a service", "p3", "[fd00:10:96::1]:8080", netip.MustParseAddr("fd00:10:244:1::1")},
+		{"host port", "p2", "192.0.2.1:9090", addr4(2)},
+		{"host port", "p2", "[2001:db8::1]:9090", addr6(2)},
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			conn := l.dial(c.pod, network, c.to, 0)
+			if n := l.taken(s, func() { conn.ask(50, "hello", says("p3", c.saw, "hello")) }); n != 0 {
+				t.Errorf("%s over %s to %s: %d packets took the shortcut", c.name, network, c.to, n)
+			}
+		}
+	}
+}
+
+// One socket may talk to a pod and, from the same port, to a service with that
+// pod behind it. Only because conntrack knows both does the pod see two.
+func TestSamePortToPodAndService(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		for _, first := range []string{"pod", "service"} {
+			t.Run(network+", the "+first+" first", func(t *testing.T) {
+				l := newLab(t, 2, 3)
+				l.cfg.Groups = []*firewall.Group{{Services: []firewall.Service{
+					{Addr: netip.MustParseAddr("10.96.0.1"), Protocol: mesh.TCP, Port: 8080, Endpoints: []netip.AddrPort{netip.AddrPortFrom(addr4(3), 80)}},
+					{Addr: netip.MustParseAddr("10.96.0.1"), Protocol: mesh.UDP, Port: 8080, Endpoints: []netip.AddrPort{netip.AddrPortFrom(addr4(3), 80)}}}}}
+				l.protect()
+				s := l.shortcut()
+				l.serve("p3", 3, 80)
+				to := []string{"10.244.1.3:80", "10.96.0.1:8080"}
+				if first == "service" {
+					to[0], to[1] = to[1], to[0]
+				}
+				a := l.dial("p2", network, to[0], 4000)
+				a.ask(50, "a", says("p3", addr4(2), "a"))
+				b := l.dial("p2", network, to[1], 4000)
+				b.ask(50, "b", says("p3", addr4(2), "b"))
+				n := l.taken(s, func() {
+					for range 20 {
+						a.ask(1, "a", says("p3", addr4(2), "a"))
+						b.ask(1, "b", says("p3", addr4(2), "b"))
+					}
+				})
+				if first == "pod" && n == 0 {
+					t.Error("nothing took the shortcut: the test says nothing")
+				}
+			})
+		}
+	}
+}
+
+// A connection lives through every change of way, even where a firewall drops
+// what conntrack calls invalid: with the shortcut, without, with a program of
+// another meshd.
+func TestConnectionsSurvive(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			l := newLab(t, 2, 3)
+			testns.Sh(t, `nft add table inet strict; nft add chain inet strict forward '{ type filter hook forward priority 10; }'
+				nft add rule inet strict forward ct state invalid counter drop`)
+			l.serve("p3", 3, 80)
+			var all []*client
+			ask := func() {
+				for _, c := range all {
+					saw := c.c.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Addr().Unmap()
+					for _, size := range []int{1, 30_000, 1} {
+						if network == "udp" {
+							size = min(size, 1000)
+						}
+						line := strings.Repeat("x", size)
+						c.ask(10, line, says("p3", saw, line))
+					}
+				}
+			}
+			open := func() {
+				for _, a := range []netip.Addr{addr4(3), addr6(3)} {
+					all = append(all, l.dial("p2", network, netip.AddrPortFrom(a, 80).String(), 0))
+				}
+				ask()
+			}
+			open() // before there is one
+			s := l.shortcut()
+			short := func(s *Shortcut) {
+				t.Helper()
+				if n := l.taken(s, ask); n == 0 {
+					t.Fatal("nothing took the shortcut")
+				}
+				open()
+			}
+			long := func() {
+				t.Helper()
+				ask()
+				open()
+			}
+			short(s)
+			off := New(Config{Off: true, Pods: l.list, Board: l.board}) // another meshd, that shall not have it
+			off.begun.Store(true)
+			l.round(off)
+			if n := l.taken(s, long); n != 0 {
+				t.Errorf("%d packets took a shortcut that is off", n)
+			}
+			if note := noteOf(l); note != "off: --shortcut=off" {
+				t.Errorf("the board says %q", note)
+			}
+			l.round(s)
+			short(s)
+			s.program.die()
+			short(s)
+			next := l.shortcut()
+			short(next)
+			testns.Sh(t, "tc qdisc add dev mshp3 root tbf rate 100mbit burst 1mb latency 50ms")
+			l.round(next)
+			if n := l.taken(next, long); n != 0 {
+				t.Errorf("%d packets went around the queue", n)
+			}
+			testns.Sh(t, "tc qdisc del dev mshp3 root")
+			l.round(next)
+			short(next)
+		})
+	}
+}
+
+// die as a process does: the links keep the program, and the program its maps.
+// What it counts can still be read.
+func (l *loaded) die() {
+	_ = l.program.Close()
+	_ = l.pods4.Close()
+	_ = l.pods6.Close()
+}
+
+// While meshd is dead a pod goes and another comes by its address. What is for
+// the address reaches the new one, and the old one's links are dead.
+func TestAddressMovesWhileMeshdIsDead(t *testing.T) {
+	for _, gone := range []string{"its link is down", "its link is gone"} {
+		t.Run(gone, func(t *testing.T) {
+			l := newLab(t, 2, 3)
+			s := l.shortcut()
+			l.serve("p3", 3, 80)
+			c := l.dial("p2", "udp", "10.244.1.3:80", 4000)
+			c6 := l.dial("p2", "udp", "[fd00:10:244:1::3]:80", 4000)
+			if l.taken(s, func() {
+				c.ask(50, "hello", says("p3", addr4(2), "hello"))
+				c6.ask(50, "hello", says("p3", addr6(2), "hello"))
+			}) == 0 {
+				t.Fatal("nothing took the shortcut")
+			}
+			s.program.die()
+			l.detach("p3")
+			if gone == "its link is gone" {
+				testns.Sh(t, "ip link delete mshp3")
+			}
+			l.attach(3, "new", 1500)
+			l.serve("new", 3, 80)
+			if n := l.taken(s, func() {
+				c.ask(50, "hello", says("new", addr4(2), "hello"))
+				c6.ask(50, "hello", says("new", addr6(2), "hello"))
+				l.dial("p2", "tcp", "10.244.1.3:80", 0).ask(50, "hello", says("new", addr4(2), "hello"))
+			}); n != 0 {
+				t.Errorf("%d packets took the shortcut to a pod nobody has put there", n)
+			}
+			next := l.shortcut()
+			if l.taken(next, func() { c.ask(50, "hello", says("new", addr4(2), "hello")) }) == 0 {
+				t.Error("nothing takes the shortcut to the new pod")
+			}
+		})
+	}
+}
+
+// A pod with the limit of its bandwidth, or with filters, has its packets go
+// through those.
+func TestQueuesAreNotGoneAround(t *testing.T) {
+	for _, queue := range []string{"root tbf rate 100mbit burst 1mb latency 50ms", "ingress", "clsact", "root pfifo"} {
+		t.Run(queue, func(t *testing.T) {
+			l := newLab(t, 2, 3)
+			testns.Sh(t, "tc qdisc add dev mshp3 "+queue)
+			s := l.shortcut()
+			l.serve("p3", 3, 80)
+			c := l.dial("p2", "udp", "10.244.1.3:80", 0)
+			if n := l.taken(s, func() { c.ask(50, "hello", says("p3", addr4(2), "hello")) }); n != 0 {
+				t.Errorf("%d packets went around it", n)
+			}
+			if note := noteOf(l); !strings.Contains(note, "on for 1 pods") || !strings.Contains(note, "not for 1, as mshp3: it has a queue ("+strings.Fields(strings.TrimPrefix(queue, "root "))[0]+")") {
+				t.Errorf("the board says %q", note)
+			}
+		})
+	}
+}
+
+// What conntrack knows of a connection is as if it had seen its packets: one
+// that is used is kept, one that was closed is not.
+func TestConntrackIsKeptUpToDate(t *testing.T) {
+	l := newLab(t, 2, 3)
+	sysctl := func(tcp, udp string) {
+		testns.Sh(t, "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established="+tcp+" net.netfilter.nf_conntrack_udp_timeout_stream="+udp)
+	}
+	sysctl("500000", "700")
+	s := l.shortcut() // which gives what was set when it came
+	sysctl("400000", "120")
+	l.serve("p3", 3, 80)
+	for _, c := range []struct {
+		network  string
+		from, to netip.Addr
+		at, most uint32
+		closed   bool
+	}{
+		{"tcp", addr4(2), addr4(3), 450_000, 500_000, false},
+		{"tcp", addr6(2), addr6(3), 450_000, 500_000, false},
+		{"udp", addr4(2), addr4(3), 600, 700, false},
+		{"udp", addr6(2), addr6(3), 600, 700, false},
+		{"tcp", addr4(2), addr4(3), 0, 120, true},
+		{"tcp", addr6(2), addr6(3), 0, 120, true},
+	} {
+		conn := l.dial("p2", c.network, netip.AddrPortFrom(c.to, 80).String(), 0)
+		conn.ask(5, "hello", says("p3", c.from, "hello"))
+		if l.taken(s, func() { conn.ask(5, "hello", says("p3", c.from, "hello")) }) == 0 {
+			t.Errorf("%v: nothing took the shortcut", c)
+		}
+		if c.closed {
+			if err := conn.c.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.in.ReadByte(); err == nil { // until the other has closed as well
+				t.Error("something came behind the end")
+			}
+		}
+		port := conn.c.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port()
+		if got, ok := remembered(t, c.from, port); !ok || got < c.at || got > c.most {
+			t.Errorf("%s from %s, closed %t: conntrack remembers it (%t) for %d s, want %d to %d", c.network, c.from, c.closed, ok, got, c.at, c.most)
+		}
+	}
+}
+
+// A connection that conntrack saw being closed is followed by it to its end.
+func TestClosingConnectionsTakeTheStack(t *testing.T) {
+	l := newLab(t, 2, 3)
+	var at *net.TCPListener
+	var err error
+	l.in("p3", func() { at, err = net.ListenTCP("tcp4", &net.TCPAddr{Port: 80}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	c := l.dial("p2", "tcp", "10.244.1.3:80", 0)
+	server, err := at.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	for _, write := range []*net.TCPConn{c.c.(*net.TCPConn), server} {
+		if _, err := write.Write([]byte("hello\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(server); err != nil || string(got) != "hello\n" {
+		t.Fatalf("the server got %q, %v", got, err)
+	}
+	s := l.shortcut()
+	if n := l.taken(s, func() {
+		for range 10 {
+			if _, err := server.Write([]byte("hello\n")); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := c.in.ReadString('\n'); err != nil || got != "hello\n" {
+				t.Fatalf("the client got %q, %v", got, err)
+			}
+		}
+	}); n != 0 {
+		t.Errorf("%d packets took the shortcut", n)
+	}
+}
+
+// remembered is for how long conntrack still knows the connection that came
+// from an address and port.
+func remembered(t *testing.T, from netip.Addr, port uint16) (seconds uint32, ok bool) {
+	t.Helper()
+	family := netlink.InetFamily(unix.AF_INET)
+	if from.Is6() {
+		family = unix.AF_INET6
+	}
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flows {
+		if addrOf(f.Forward.SrcIP) == from && f.Forward.SrcPort == port {
+			return f.TimeOut, true
+		}
+	}
+	return 0, false
+}
+
+// Pods' links are brought from any mess to one program each, and what others
+// have there stays.
+func TestMess(t *testing.T) {
+	l := newLab(t, 2, 3)
+	var old []*loaded
+	for range 2 {
+		p, err := load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.close()
+		old = append(old, p)
+	}
+	foreign := others(t)
+	defer foreign.Close()
+	put := func(p *ebpf.Program, links ...string) {
+		for _, name := range links {
+			if err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: linkIndex(t, name), Program: p, Attach: ebpf.AttachTCXIngress}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	testns.Sh(t, "ip link add mshlost type veth peer name eth1; ip link set mshlost up") // nobody's
+	put(old[0].program, "mshp2", "mshlost")
+	put(foreign, "mshp2", "mshp3", "mshlost")
+	put(old[1].program, "mshp2")
+	s := l.shortcut()
+	for name, want := range map[string]int{"mshp2": 2, "mshp3": 2, "mshlost": 1} {
+		have, err := link.QueryPrograms(link.QueryOptions{Target: linkIndex(t, name), Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []ebpf.ProgramID
+		for _, p := range have.Programs {
+			ids = append(ids, p.ID)
+		}
+		if slices.Contains(ids, s.program.id) != (want == 2) || !slices.Contains(ids, idOf(t, foreign)) || len(ids) != want {
+			t.Errorf("%s has %v: want ours, %d, (%t) and the foreign one, %d", name, ids, s.program.id, want == 2, idOf(t, foreign))
+		}
+	}
+	// Pods that are gone, and a link that somebody cleared.
+	l.detach("p3")
+	testns.Sh(t, "ip link delete mshp3")
+	l.mute(s, "mshp2")
+	l.round(s)
+	have, err := read(l.pods, s.program)
+	if err != nil || len(have.addrs) != 2 || have.addrs[addr4(2)] != linkIndex(t, "mshp2") {
+		t.Errorf("the maps hold %v, %v", have.addrs, err)
+	}
+}
+
+// others is a program of somebody else's, which lets everything be.
+func others(t *testing.T) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "others", Type: ebpf.SchedCLS, AttachType: ebpf.AttachTCXIngress, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, next), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func idOf(t *testing.T, p *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
