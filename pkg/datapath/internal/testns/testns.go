@@ -110,6 +110,10 @@ func New(t testing.TB) (join func(testing.TB)) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("make network namespace: %v", err)
 	}
+	// A new namespace takes over what the machine's first one is told.
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
 	if err := Up("lo"); err != nil {
 		t.Fatal(err)
 	}
