@@ -168,7 +168,7 @@ func (n *node) newDatapath() error {
 	if n.datapath, err = datapath.New(cfg); err != nil {
 		return err
 	}
-	n.window.Subscribe(n.datapath.Kick)
+	n.window.Subscribe(n.datapath.StateChanged)
 	return nil
 }
 

@@ -107,7 +107,7 @@ func (n *node) watchPods(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return count.Run(ctx) })
 	group.Go(func() error {
-		err := watchFolder(ctx, filepath.Join(n.cfg.state("cni"), "meshd"), func() { count.Kick(); n.datapath.Kick() })
+		err := watchFolder(ctx, filepath.Join(n.cfg.state("cni"), "meshd"), func() { count.Kick(); n.datapath.PodsChanged() })
 		if err != nil { // it only makes things quicker: both look by themselves as well
 			n.log.Warn("pod records are looked at now and then, not as they come and go", "err", err)
 		}

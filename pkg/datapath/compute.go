@@ -89,25 +89,31 @@ type Problem struct {
 // Two nodes may not have overlapping pod CIDRs or the same key. The later one
 // is refused whole: self comes first, then the order of names.
 func Compute(state *mesh.State, self string, opts Options) (Wish, error) {
+	c, err := compute(state, self, opts)
+	return c.wish, err
+}
+
+func compute(state *mesh.State, self string, opts Options) (computation, error) {
 	me, _ := state.Node(self) // not there yet: a node without pod CIDRs
-	c := computation{opts: opts, me: me, self: self}
+	c := computation{opts: opts, me: me, self: self, mtus: map[string]int{}, widths: map[int]int{}}
 	if len(opts.ServiceCIDRs) == 0 {
 		c.opts.ServiceCIDRs = state.ServiceCIDRs
 	}
 	if err := c.own(); err != nil {
-		return Wish{}, err
+		return computation{}, err
 	}
 	sound := c.sound(state)
 	c.ranges(sound)
 	nodes := c.accepted(state, sound)
+	c.refused = len(c.wish.Problems) > 0
 	c.settleSecond(nodes)
 	for _, n := range nodes {
 		c.addPeer(n)
 	}
-	c.settleMTU()
+	c.settleMTU(c.widest())
 	c.addOwn()
 	c.addFirewall(state)
-	return c.wish, nil
+	return c, nil
 }
 
 type computation struct {
@@ -116,7 +122,10 @@ type computation struct {
 	me      mesh.Node
 	cluster []netip.Prefix // pod CIDRs
 	inside  []netip.Prefix // and service CIDRs
+	refused bool           // a node clashes with another
 	links   []link
+	mtus    map[string]int // of the links, by node
+	widths  map[int]int    // how many links have an MTU
 	wish    Wish
 }
 
@@ -186,19 +195,24 @@ func (c *computation) ranges(nodes []mesh.Node) {
 	c.inside = slices.Concat(c.cluster, c.opts.ServiceCIDRs)
 }
 
+// claim of a node to a pod CIDR.
+type claim struct {
+	prefix netip.Prefix
+	node   string
+}
+
 // accepted lists the other nodes that do not clash with an earlier one.
 func (c *computation) accepted(state *mesh.State, sound []mesh.Node) []mesh.Node {
-	type claim struct {
-		prefix netip.Prefix
-		node   string
-	}
 	var claims []claim
-	keys := c.owners(state)
+	keys, clash := c.owners(state), clashes(sound)
 	accept := func(n mesh.Node) bool {
 		if other, ok := twin(keys, n); ok {
 			c.problem(n.Name, fmt.Sprintf("has the same public key as node %s", other),
 				"one of the two machines is a copy of the other: delete wireguard.key in the state folder of the copy and restart meshd there")
 			return false
+		}
+		if !clash {
+			return true
 		}
 		for _, p := range n.PodCIDRs {
 			for _, cl := range claims {
@@ -222,6 +236,22 @@ func (c *computation) accepted(state *mesh.State, sound []mesh.Node) []mesh.Node
 		}
 	}
 	return nodes
+}
+
+// clashes reports whether any two pod CIDRs overlap. Hardly ever: comparing
+// each with each is left to when they do.
+func clashes(nodes []mesh.Node) bool {
+	var all []netip.Prefix
+	for _, n := range nodes {
+		all = append(all, n.PodCIDRs...)
+	}
+	slices.SortFunc(all, comparePrefix)
+	for i := 1; i < len(all); i++ {
+		if all[i-1].Overlaps(all[i]) {
+			return true
+		}
+	}
+	return false
 }
 
 // owners of keys: of two nodes with the same the first, and of a next key the
@@ -277,13 +307,15 @@ func (c *computation) addPeer(n mesh.Node) {
 	}
 	for _, p := range n.PodCIDRs {
 		src := c.source(p)
-		l.routes = append(l.routes, route.Route{Dst: p, Src: src, Second: second})
+		l.routes = append(l.routes, route.Route{Dst: p, Src: src, Second: second, Node: n.Name})
 		if src.IsValid() && !target.Remote.IsValid() {
 			target.Remote = mesh.MeshAddr(p)
 		}
 	}
 	l.found = choice.MTU
 	c.links, c.wish.Targets = append(c.links, l), append(c.wish.Targets, target)
+	c.mtus[n.Name] = l.mtu
+	c.widths[l.mtu]++
 }
 
 // keepalives: behind address translators what the inventors of WireGuard
@@ -332,13 +364,20 @@ func (c *computation) source(p netip.Prefix) netip.Addr {
 	return netip.Addr{}
 }
 
+// widest of the paths; 0: none.
+func (c *computation) widest() int {
+	widest := 0
+	for mtu, links := range c.widths {
+		if links > 0 {
+			widest = max(widest, mtu)
+		}
+	}
+	return widest
+}
+
 // settleMTU: the device takes what fits the widest path, each route what fits
 // its own; IPv6 allows nothing below 1280.
-func (c *computation) settleMTU() {
-	widest := 0
-	for _, l := range c.links {
-		widest = max(widest, l.mtu)
-	}
+func (c *computation) settleMTU(widest int) {
 	device := max(cmp.Or(widest, c.opts.LinkMTU, 1500)-mesh.TunnelOverhead, mesh.MinMTU)
 	c.wish.WireGuard.MTU = device
 	if c.wish.Second != nil {

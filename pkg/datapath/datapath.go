@@ -137,6 +137,8 @@ type Datapath struct {
 	device   *wireguard.Device
 	second   *wireguard.Device
 	firewall *firewall.Table
+	routes   *route.Table
+	underlay *route.Underlay
 	shortcut *shortcut.Shortcut
 	loop     *reconcile.Loop
 	mtu      atomic.Int64
@@ -146,19 +148,41 @@ type Datapath struct {
 	// wished is the newest wish, true whether it came true as a whole.
 	wished atomic.Pointer[Wish]
 	true   atomic.Bool
+	dirty  atomic.Uint32 // a dirt
 
-	// Of the loop alone.
+	// Of the loop alone. last is nil when the last round did not come true.
 	begun     bool // something of ours is on this machine
 	memo      memo
-	told      Network
+	last      *followed
+	dealt     *mesh.State // with, in the last round
+	announced Network
 	endpoints []netip.AddrPort
 	toldOnce  bool
 	timer     *time.Timer // of the second look for flows
+	whole     *time.Timer // of the next whole round
 	pace      *time.Timer // of the next look at sessions, while a key changes
 	moved     time.Time   // when another wish was the last one
 
 	other other
 }
+
+// dirt is what may have changed since the last round. Without any a round
+// looks at everything.
+type dirt uint32
+
+const (
+	// anything: look at everything.
+	anything dirt = 1 << iota
+	// stateDirt: the State and nothing else; podsDirt: the firewall, for the
+	// pods or for flows that are to be looked for again; pathsDirt: which way
+	// peers are reached.
+	stateDirt
+	podsDirt
+	pathsDirt
+)
+
+// rest between two rounds, during which what changes is gathered.
+const rest = 5 * time.Millisecond
 
 // resync is the longest time until something is noticed that neither an event
 // of the kernel nor look tells of.
@@ -175,11 +199,12 @@ func New(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
-	d := &Datapath{cfg: cfg, device: device, second: device.Second(cfg.Device + mesh.SecondSuffix), firewall: firewall.New(cfg.Log, cfg.Pods)}
-	d.paths = path.New(path.Config{Changed: d.Kick, Log: cfg.Log,
+	d := &Datapath{cfg: cfg, device: device, second: device.Second(cfg.Device + mesh.SecondSuffix), firewall: firewall.New(cfg.Log, cfg.Pods),
+		routes: route.New(cfg.Log), underlay: route.NewUnderlay(cfg.Device)}
+	d.paths = path.New(path.Config{Changed: func() { d.kick(pathsDirt) }, Log: cfg.Log,
 		Repaired: func(node, what string) { cfg.Board.Repaired("tunnel/"+node, what) }})
 	d.shortcut = shortcut.New(shortcut.Config{Off: cfg.NoShortcut, Pods: cfg.Pods, Board: cfg.Board, Log: cfg.Log})
-	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Resync: resync, Log: cfg.Log})
+	d.loop = reconcile.New(reconcile.Config{Name: "datapath", Do: d.apply, Rest: rest, Resync: resync, Log: cfg.Log})
 	if old := device.CorruptKey(); old != "" {
 		cfg.Log.Error("private key was corrupt", "moved to", old)
 		cfg.Board.Fail("datapath/key", "the private key file was corrupt; it was moved to "+old+" and a new key was made",
@@ -188,8 +213,24 @@ func New(cfg Config) (*Datapath, error) {
 	return d, nil
 }
 
-// Kick says that the state changed. It never blocks.
-func (d *Datapath) Kick() { d.loop.Kick() }
+// Kick says that something changed. It never blocks.
+func (d *Datapath) Kick() { d.kick(anything) }
+
+// StateChanged says that the State did, and PodsChanged that Config.Pods did.
+// Either is a Kick that costs what changed.
+func (d *Datapath) StateChanged() { d.kick(stateDirt) }
+func (d *Datapath) PodsChanged()  { d.kick(podsDirt) }
+
+func (d *Datapath) kick(what dirt) {
+	d.dirty.Or(uint32(what))
+	d.loop.Kick()
+}
+
+// kickAll is for events of the kernel that are not of our own making.
+func (d *Datapath) kickAll() {
+	d.underlay.Forget()
+	d.kick(anything)
+}
 
 // PublicKey of this node; others need it before they can talk to us.
 func (d *Datapath) PublicKey() mesh.Key { return d.device.PublicKey() }
@@ -200,18 +241,30 @@ func (d *Datapath) MTU() int { return int(d.mtu.Load()) }
 // Run applies the state, again on every Kick and whenever somebody else
 // changes what is ours, until ctx ends. The device and all rules stay.
 func (d *Datapath) Run(ctx context.Context) error {
-	d.timer = time.AfterFunc(time.Hour, d.loop.Kick)
+	d.timer = time.AfterFunc(time.Hour, d.PodsChanged)
 	defer d.timer.Stop()
-	d.pace = time.AfterFunc(time.Hour, d.loop.Kick)
+	d.pace = time.AfterFunc(time.Hour, d.Kick)
 	defer d.pace.Stop()
+	d.whole = time.AfterFunc(time.Hour, d.kickAll)
+	defer d.whole.Stop()
+	defer d.close()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return watch(ctx, d.cfg.Device, d.loop.Kick, d.cfg.Log) })
+	group.Go(func() error { return d.watch(ctx) })
 	group.Go(func() error { return watchPods(ctx, d.cfg.OnPodLinks, d.cfg.Log) })
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.paths.Run(ctx) })
 	group.Go(func() error { return d.look(ctx) })
 	group.Go(func() error { return d.shortcut.Run(ctx) })
 	return group.Wait()
+}
+
+// close the sockets that rounds keep open.
+func (d *Datapath) close() {
+	d.firewall.Close()
+	_ = d.routes.Close()
+	d.underlay.Close()
+	d.device.Close()
+	d.second.Close()
 }
 
 // Plan lists what Run would do now, as the commands a person would type.
@@ -225,14 +278,15 @@ func (d *Datapath) Plan() ([]string, error) {
 	if others, changing := d.others(state, keys); changing {
 		over = overSecond(keys, others, d.sessions(keys), time.Now())
 	}
-	wish, err := d.wish(state, keys, over, nil)
+	c, err := d.compute(state, keys, over, nil)
 	if err != nil {
 		return nil, err
 	}
+	wish := c.wish
 	fw, err1 := d.firewall.Plan(wish.Firewall)
 	wg, err2 := d.device.Plan(wish.WireGuard)
 	second, err3 := d.planSecond(wish)
-	rt, err4 := route.Plan(wish.Route)
+	rt, err4 := d.routes.Plan(wish.Route)
 	short, err5 := d.shortcut.Plan()
 	return slices.Concat(fw, wg, second, rt, short), errors.Join(err1, err2, err3, err4, err5)
 }
@@ -247,17 +301,20 @@ func (d *Datapath) planSecond(wish Wish) ([]string, error) {
 // errNoState: nothing may be decided, least of all what to remove.
 var errNoState = errors.New("the state of the cluster is not known yet")
 
-func (d *Datapath) wish(state *mesh.State, keys wireguard.Keys, over map[string]bool, m *memo) (Wish, error) {
-	var clusterDNS []netip.Addr
-	if d.cfg.ClusterDNS != nil {
-		clusterDNS = d.cfg.ClusterDNS(state)
+func (d *Datapath) clusterDNS(state *mesh.State) []netip.Addr {
+	if d.cfg.ClusterDNS == nil {
+		return nil
 	}
-	return Compute(state, d.cfg.Node, Options{
-		ClusterDNS: clusterDNS,
+	return d.cfg.ClusterDNS(state)
+}
+
+func (d *Datapath) compute(state *mesh.State, keys wireguard.Keys, over map[string]bool, m *memo) (computation, error) {
+	return compute(state, d.cfg.Node, Options{
+		ClusterDNS: d.clusterDNS(state),
 		Device:     d.cfg.Device, ListenPort: d.cfg.ListenPort, Services: d.cfg.Services && !d.yields(),
 		ServiceCIDRs: d.cfg.ServiceCIDRs, PodCIDRs: d.cfg.PodCIDRs, Direct: d.cfg.Direct, Keepalive: d.cfg.Keepalive,
-		PathMTU: route.PathMTU(d.cfg.Device),
-		LinkMTU: route.DefaultMTU(d.cfg.Device), OwnAddresses: route.OwnAddresses(),
+		PathMTU: d.underlay.PathMTU,
+		LinkMTU: d.underlay.DefaultMTU(), OwnAddresses: d.underlay.OwnAddresses(),
 		Paths: d.paths.Choices(),
 		Keys:  keys, Second: d.cfg.Device + mesh.SecondSuffix, OverSecond: over, PSK: d.cfg.PSK, OnDevice: d.onDevice(),
 		memo: m,
@@ -276,22 +333,38 @@ func (d *Datapath) onDevice() func(mesh.Key) bool {
 // apply is one round. The parts do not wait for each other's success, except
 // that nothing is announced before all stand.
 func (d *Datapath) apply(ctx context.Context) error {
+	what := dirt(d.dirty.Swap(0))
 	state := d.cfg.Source.State()
 	if state == nil {
 		d.cfg.Board.Fail("datapath/state", errNoState.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick
 	}
+	if what != 0 && what&anything == 0 {
+		if done, err := d.follow(ctx, state, what); done {
+			return err
+		}
+	}
+	return d.applyAll(ctx, state)
+}
+
+// applyAll is a whole round: everything is computed and read.
+func (d *Datapath) applyAll(ctx context.Context, state *mesh.State) error {
 	began := time.Now()
+	if d.whole != nil {
+		d.whole.Reset(resync)
+	}
+	d.last = nil
 	keys, over, err := d.turn(ctx, state, began)
 	d.reportKeys(err)
 	if err != nil {
 		return err
 	}
-	wish, err := d.wish(state, keys, over, &d.memo)
+	c, err := d.compute(state, keys, over, &d.memo)
 	d.cfg.Board.Report("datapath/state", err, "change the pod CIDRs, then restart meshd")
 	if err != nil {
 		return err
 	}
+	wish := c.wish
 	d.movedAway()
 	again := d.true.Swap(false) && d.wished.Load().same(wish)
 	if !again {
@@ -306,18 +379,15 @@ func (d *Datapath) apply(ctx context.Context) error {
 	}
 	d.begun = true
 	routes, err2 := d.applyLinks(ctx, wish)
-	d.wished.Store(&wish)
-	d.tunnels.set(wish)
-	d.paths.Set(wish.Targets, wish.Own)
+	d.told(state, "whole", began, len(routes))
+	d.became(wish)
 	d.repaired(again, routes)
 	d.report(d.Tunnels())
 	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
-	d.true.Store(true)
-	if d.rotation.done(keys, wish) && d.cfg.OnKeys != nil {
-		d.cfg.OnKeys()
-	}
+	d.last = &followed{state, c}
+	d.cameTrue(keys, &wish)
 	if wish.Second != nil && d.pace != nil {
 		d.pace.Reset(nextLook(began.Sub(d.moved), time.Since(began)))
 	}
@@ -354,6 +424,20 @@ func (d *Datapath) reportDevice(err error) {
 	d.cfg.Board.Report("datapath/device", err, fmt.Sprintf("see `wg show %s` and the log in %s", d.cfg.Device, d.cfg.RunDir))
 }
 
+// became tells those who look at the peers what is wished of them now.
+func (d *Datapath) became(wish Wish) {
+	d.wished.Store(&wish)
+	d.tunnels.set(wish)
+	d.paths.Set(wish.Targets, wish.Own)
+}
+
+func (d *Datapath) cameTrue(keys wireguard.Keys, wish *Wish) {
+	d.true.Store(true)
+	if d.rotation.done(keys, *wish) && d.cfg.OnKeys != nil {
+		d.cfg.OnKeys()
+	}
+}
+
 func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 	again, err := d.firewall.Apply(ctx, wish.Firewall)
 	d.reportFirewall(err)
@@ -369,7 +453,7 @@ func (d *Datapath) applyFirewall(ctx context.Context, wish Wish) error {
 // applyLinks lays the blackholes before there is a device to go around. What
 // is sent over the second device is moved away from it before it goes.
 func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err error) {
-	did, routes := route.Apply(wish.Route, d.cfg.Log)
+	did, routes := d.routes.Apply(wish.Route)
 	device := d.device.Apply(ctx, wish.WireGuard)
 	d.reportDevice(device)
 	if wish.Second != nil {
@@ -379,7 +463,7 @@ func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err
 	}
 	if errors.Is(routes, route.ErrNoDevice) || wish.Second != nil {
 		var more []string
-		more, routes = route.Apply(wish.Route, d.cfg.Log)
+		more, routes = d.routes.Apply(wish.Route)
 		did = append(did, more...)
 	}
 	if wish.Second == nil && routes == nil {
@@ -392,13 +476,13 @@ func (d *Datapath) applyLinks(ctx context.Context, wish Wish) (did []string, err
 
 // announce tells the CNI side what it may use, whenever that changed.
 func (d *Datapath) announce(n Network) error {
-	same := d.toldOnce && n.MTU == d.told.MTU && slices.Equal(n.PodCIDRs, d.told.PodCIDRs)
+	same := d.toldOnce && n.MTU == d.announced.MTU && slices.Equal(n.PodCIDRs, d.announced.PodCIDRs)
 	if d.cfg.OnReady == nil || len(n.PodCIDRs) == 0 || same {
 		return nil
 	}
 	if err := d.cfg.OnReady(n); err != nil {
 		return fmt.Errorf("announce pod network: %w", err)
 	}
-	d.told, d.toldOnce = Network{slices.Clone(n.PodCIDRs), n.MTU}, true
+	d.announced, d.toldOnce = Network{slices.Clone(n.PodCIDRs), n.MTU}, true
 	return nil
 }

@@ -39,8 +39,8 @@ func (d *Datapath) look(ctx context.Context) error {
 
 func (d *Datapath) lookAt(w *Wish) {
 	stats, ops, err := d.device.Look(w.WireGuard)
-	if d.true.Load() && (err != nil || len(ops) > 0 || !route.SysctlsHold(w.Route)) {
-		d.loop.Kick() // else it is being tried again already
+	if d.true.Load() && d.wished.Load() == w && (err != nil || len(ops) > 0 || !route.SysctlsHold(w.Route)) {
+		d.Kick() // else it is being tried again already
 	}
 	if err != nil {
 		return

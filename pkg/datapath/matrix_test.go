@@ -2,7 +2,6 @@ package datapath
 
 import (
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -121,14 +120,15 @@ func TestOneOfAThousand(t *testing.T) {
 	for i := range 1000 {
 		nodes = append(nodes, nodeOf(i))
 	}
-	opts := Options{Device: "mesht", ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: route.PathMTU("mesht"),
+	opts := Options{Device: "mesht", ListenPort: 51820, Services: true, LinkMTU: 1500, PathMTU: route.NewUnderlay("mesht").PathMTU,
 		PodCIDRs: prefixesOf("10.0.0.0/8", "fd00:10:244::/48")}
 	device, err := wireguard.New(wireguard.Options{Name: "mesht", StateDir: t.TempDir(), SpawnUserspace: []string{exe(), "wireguard"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = testns.Exec("sh", "-c", "kill -9 $(cat "+wireguard.LockPath("mesht")+")") })
-	table := firewall.New(nil, nil)
+	table, routes := firewall.New(nil, nil), route.New(nil)
+	t.Cleanup(func() { table.Close(); _ = routes.Close() })
 	wish := func(nodes []mesh.Node) Wish {
 		t.Helper()
 		w, err := Compute(&mesh.State{Nodes: nodes}, "n0000", opts)
@@ -145,7 +145,7 @@ func TestOneOfAThousand(t *testing.T) {
 		if err := device.Apply(t.Context(), w.WireGuard); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := route.Apply(w.Route, slog.New(slog.DiscardHandler)); err != nil {
+		if _, err := routes.Apply(w.Route); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -153,7 +153,7 @@ func TestOneOfAThousand(t *testing.T) {
 		t.Helper()
 		fw, err1 := table.Plan(w.Firewall)
 		wg, err2 := device.Plan(w.WireGuard)
-		rt, err3 := route.Plan(w.Route)
+		rt, err3 := routes.Plan(w.Route)
 		if err1 != nil || err2 != nil || err3 != nil {
 			t.Fatal(err1, err2, err3)
 		}

@@ -135,7 +135,7 @@ func (d *Datapath) RotateKey() {
 	d.rotation.mu.Lock()
 	d.rotation.wanted = true
 	d.rotation.mu.Unlock()
-	d.loop.Kick()
+	d.Kick()
 }
 
 // Rotation as it is now.

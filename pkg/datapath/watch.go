@@ -49,18 +49,27 @@ func takesFromPods(m netlink.Message) bool {
 	return false
 }
 
-// watch kicks when somebody, perhaps we ourselves, changed links, addresses,
-// routes or rules that may concern us.
-func watch(ctx context.Context, device string, kick func(), log *slog.Logger) error {
+// watch kicks when somebody else changed links, addresses, routes or rules that
+// may concern us. What we ourselves did to routes and rules, and the kernel
+// told so, is no news.
+func (d *Datapath) watch(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return listen(ctx, unix.NETLINK_ROUTE, routeGroups, func(m netlink.Message) bool { return concerns(m, device) }, kick, log)
+		return listen(ctx, unix.NETLINK_ROUTE, routeGroups, func(m netlink.Message) bool {
+			return concerns(m) && !d.routes.Echo(m.Header.PID)
+		}, d.kickAll, d.cfg.Log)
 	})
 	group.Go(func() error {
-		return listen(ctx, unix.NETLINK_NETFILTER, nftGroups, changesRules, kick, log)
+		return listen(ctx, unix.NETLINK_NETFILTER, nftGroups, func(m netlink.Message) bool {
+			return changesRules(m) && !d.firewall.Echo(m.Header.PID)
+		}, d.Kick, d.cfg.Log)
 	})
 	return group.Wait()
 }
+
+// eventBuffer takes the events of what is done in one go to the routes of a
+// thousand nodes; those that do not fit are lost, and cost a whole round.
+const eventBuffer = 8 << 20
 
 // listen kicks for every message that matters until ctx ends. When messages
 // were lost it kicks as well: something happened.
@@ -72,6 +81,9 @@ func listen(ctx context.Context, family int, groups []uint32, matters func(netli
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
+	if err := conn.SetReadBuffer(eventBuffer); err != nil {
+		log.Debug("netlink events", "err", err)
+	}
 	for _, g := range groups {
 		if err := conn.JoinGroup(g); err != nil {
 			return fmt.Errorf("watch netlink group %d: %w", g, err)
@@ -100,7 +112,7 @@ func listen(ctx context.Context, family int, groups []uint32, matters func(netli
 
 // concerns reports whether an rtnetlink event may change our wish or undo it.
 // Pods come and go without us: their links and host routes are the plugin's.
-func concerns(m netlink.Message, device string) bool {
+func concerns(m netlink.Message) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(m.Data) < unix.SizeofRtMsg {

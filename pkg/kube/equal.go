@@ -9,13 +9,7 @@ import (
 func same(a, b *mesh.State) bool {
 	return a != nil && slices.Equal(a.Services, b.Services) && slices.Equal(a.Namespaces, b.Namespaces) &&
 		slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) &&
-		slices.EqualFunc(a.Nodes, b.Nodes, equalNode)
-}
-
-func equalNode(a, b mesh.Node) bool {
-	return a.Name == b.Name && a.UID == b.UID && a.PublicKey == b.PublicKey && a.NextKey == b.NextKey && a.NextPort == b.NextPort && a.LeaveKey == b.LeaveKey &&
-		a.Exchange == b.Exchange && a.Ready == b.Ready &&
-		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Endpoints, b.Endpoints)
+		slices.EqualFunc(a.Nodes, b.Nodes, mesh.Node.Equal)
 }
 
 func equalService(a, b *mesh.Service) bool {

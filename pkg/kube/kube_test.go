@@ -180,7 +180,7 @@ func TestStepByStep(t *testing.T) {
 		fresh := New(Config{Client: client})
 		run(t, fresh)
 		if all := eventually(t, fresh, "everything", func(*mesh.State) bool { return true }); !slices.EqualFunc(now.Services, all.Services, equalService) ||
-			!slices.EqualFunc(now.Nodes, all.Nodes, equalNode) || !slices.Equal(now.Namespaces, all.Namespaces) {
+			!slices.EqualFunc(now.Nodes, all.Nodes, mesh.Node.Equal) || !slices.Equal(now.Namespaces, all.Namespaces) {
 			t.Errorf("step %d: have\n%+v\nread at once\n%+v", i, now, all)
 		}
 		if faults := fmt.Sprint(board.Checks()); strings.Contains(faults, "node m2") != (i >= 2) {

@@ -123,7 +123,7 @@ func (w *Window) readNodes(names map[string]bool) (news bool) {
 			r.note("node "+name, err)
 		}
 		old, was := (&mesh.State{Nodes: r.nodes}).Node(name)
-		news = news || was != exists || exists && !equalNode(old, byName[name])
+		news = news || was != exists || exists && !old.Equal(byName[name])
 	}
 	if !news {
 		return false

@@ -83,6 +83,13 @@ type Node struct {
 	Ready bool
 }
 
+// Equal reports whether two nodes are the same in everything.
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && n.UID == o.UID && n.PublicKey == o.PublicKey && n.NextKey == o.NextKey && n.NextPort == o.NextPort &&
+		n.LeaveKey == o.LeaveKey && n.Exchange == o.Exchange && n.Ready == o.Ready &&
+		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Endpoints, o.Endpoints)
+}
+
 // Exchange is where a node is asked about keys, and how it is known there.
 type Exchange struct {
 	Port uint16

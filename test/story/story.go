@@ -142,8 +142,8 @@ func (w *World) StartServer(ctx context.Context, flags ...string) error {
 }
 
 // Join starts meshd join on a machine; token is empty once it has joined.
-func (w *World) Join(ctx context.Context, name, token string) error {
-	args := []string{"join"}
+func (w *World) Join(ctx context.Context, name, token string, flags ...string) error {
+	args := append([]string{"join"}, flags...)
 	if token != "" {
 		args = append(args, w.Machine("m1").IPv4().String(), "--token", token)
 	}

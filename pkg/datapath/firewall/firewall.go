@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"meshd.dev/pkg/mesh"
@@ -89,7 +90,10 @@ type Table struct {
 	log  *slog.Logger
 	pods *localPods
 
-	mu sync.Mutex
+	port atomic.Uint32 // of the socket; 0 without one
+
+	mu     sync.Mutex
+	socket *socket // opened at first use; nil after an error
 	// known is the table as it was at generation gen of the kernel's rules;
 	// it is good as long as the generation is the same.
 	known *table
@@ -129,6 +133,11 @@ func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err err
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.did = ""
+	defer func() {
+		if err != nil {
+			t.hangUp()
+		}
+	}()
 	gen, err := t.refresh()
 	if err != nil {
 		return again, err
@@ -144,14 +153,14 @@ func (t *Table) Apply(ctx context.Context, cfg Config) (again time.Time, err err
 	}
 	if len(ops) > 0 {
 		t.known, t.last = nil, nil // until it is known how this ends
-		if err := commit(ops, want.table); err != nil {
+		if err := t.socket.commit(ops, want.table); err != nil {
 			return again, fmt.Errorf("commit %d changes, the first: %s: %w", len(ops), ops[0], err)
 		}
 		t.report(ops)
 		if same {
 			t.did = fmt.Sprintf("%d changes to table inet meshd, the first: %s", len(ops), short(ops[0].String()))
 		}
-		now, err := generation()
+		now, err := t.socket.generation()
 		if err != nil {
 			return again, err
 		}
@@ -202,6 +211,7 @@ func (t *Table) Plan(cfg Config) ([]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, err := t.refresh(); err != nil {
+		t.hangUp()
 		return nil, err
 	}
 	groups, err := t.pods.join(cfg.Groups)
@@ -219,16 +229,22 @@ func (t *Table) Plan(cfg Config) ([]string, error) {
 // refresh makes known true: the table is read only when the kernel's
 // generation says that it may have changed.
 func (t *Table) refresh() (gen uint32, err error) {
+	if t.socket == nil {
+		if t.socket, err = dial(); err != nil {
+			return 0, err
+		}
+		t.port.Store(t.socket.port())
+	}
 	for try := 0; ; try++ {
-		if gen, err = generation(); err != nil {
+		if gen, err = t.socket.generation(); err != nil {
 			return 0, err
 		}
 		if t.known != nil && t.gen == gen {
 			return gen, nil
 		}
 		t.last = nil
-		have, err := read()
-		after, err2 := generation()
+		have, err := t.socket.read()
+		after, err2 := t.socket.generation()
 		if err2 != nil {
 			return 0, err2
 		}
@@ -240,5 +256,26 @@ func (t *Table) refresh() (gen uint32, err error) {
 		}
 		t.known, t.gen = have, gen
 		return gen, nil
+	}
+}
+
+// Echo reports whether an event of nfnetlink tells of what the Table itself
+// has changed; port is what its header says.
+func (t *Table) Echo(port uint32) bool {
+	return port != 0 && t.port.Load() == port // 0: the kernel by itself
+}
+
+// Close gives back what Apply and Plan keep open.
+func (t *Table) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hangUp()
+}
+
+func (t *Table) hangUp() {
+	if t.socket != nil {
+		t.port.Store(0)
+		t.socket.close()
+		t.socket = nil
 	}
 }

@@ -378,7 +378,7 @@ func TestUnchangedIsNotWritten(t *testing.T) {
 		if _, err := table.Apply(t.Context(), config()); err != nil {
 			t.Fatal(err)
 		}
-		gen, err := generation()
+		gen, err := once((*socket).generation)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -25,29 +25,51 @@ const (
 
 var ours = &nftables.Table{Name: mesh.FirewallTable, Family: nftables.TableFamilyINet}
 
-// dial opens a connection to the namespace of the calling thread.
-func dial() (*nftables.Conn, error) {
-	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+// socket is a connection to the rules of a network namespace. Opening one is
+// cheap; closing one waits while the kernel has rules to destroy. One that gave
+// an error is not to be used again: answers may be left in it.
+type socket struct {
+	nft *nftables.Conn
+	raw *netlink.Conn // the same
+}
+
+// dial opens a socket in the namespace of the calling thread.
+func dial() (*socket, error) {
+	s := &socket{}
+	var err error
+	s.nft, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		s.raw = c
 		return errors.Join(c.SetWriteBuffer(socketBuffer), c.SetReadBuffer(socketBuffer))
 	}))
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	return c, nil
+	return s, nil
+}
+
+// port by which the kernel names who changed something.
+func (s *socket) port() uint32 { return s.raw.PID() }
+
+func (s *socket) close() { _ = s.nft.CloseLasting() }
+
+// once calls f with a socket for this one time.
+func once[T any](f func(*socket) (T, error)) (T, error) {
+	s, err := dial()
+	if err != nil {
+		var none T
+		return none, err
+	}
+	defer s.close()
+	return f(s)
 }
 
 // ask sends one nftables request and returns what came back.
-func ask(typ uint16, flags netlink.HeaderFlags, family byte, attrs ...netlink.Attribute) ([]netlink.Message, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
-	}
-	defer c.Close()
+func (s *socket) ask(typ uint16, flags netlink.HeaderFlags, family byte, attrs ...netlink.Attribute) ([]netlink.Message, error) {
 	b, err := netlink.MarshalAttributes(attrs)
 	if err != nil {
 		return nil, err
 	}
-	return c.Execute(netlink.Message{
+	return s.raw.Execute(netlink.Message{
 		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ), Flags: netlink.Request | flags},
 		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, b...),
 	})
@@ -70,8 +92,8 @@ func each(m netlink.Message, f func(*netlink.AttributeDecoder)) error {
 }
 
 // generation grows with every change of any rule in this namespace.
-func generation() (uint32, error) {
-	msgs, err := ask(unix.NFT_MSG_GETGEN, 0, unix.NFPROTO_UNSPEC)
+func (s *socket) generation() (uint32, error) {
+	msgs, err := s.ask(unix.NFT_MSG_GETGEN, 0, unix.NFPROTO_UNSPEC)
 	if err != nil {
 		return 0, fmt.Errorf("read generation of rules: %w", err)
 	}
@@ -90,9 +112,9 @@ func generation() (uint32, error) {
 
 // read is what the kernel has. A table that cannot be understood is not ours
 // as it should be: it comes back as one without chains.
-func read() (*table, error) {
+func (s *socket) read() (*table, error) {
 	t := &table{chains: map[string]string{}, sets: map[string]string{}, elements: map[string]map[element]string{}}
-	_, err := ask(unix.NFT_MSG_GETTABLE, 0, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(mesh.FirewallTable + "\x00")})
+	_, err := s.ask(unix.NFT_MSG_GETTABLE, 0, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(mesh.FirewallTable + "\x00")})
 	if errors.Is(err, unix.ENOENT) {
 		return t, nil
 	}
@@ -100,17 +122,17 @@ func read() (*table, error) {
 		return nil, fmt.Errorf("read table: %w", err)
 	}
 	t.exists = true
-	if err := t.readChains(); err != nil {
+	if err := t.readChains(s); err != nil {
 		return nil, fmt.Errorf("read chains: %w", err)
 	}
-	if err := t.readSets(); err != nil {
+	if err := t.readSets(s); err != nil {
 		t.chains = map[string]string{"unreadable: " + err.Error(): ""}
 	}
 	return t, nil
 }
 
-func (t *table) readChains() error {
-	msgs, err := ask(unix.NFT_MSG_GETCHAIN, netlink.Dump, unix.NFPROTO_INET)
+func (t *table) readChains(s *socket) error {
+	msgs, err := s.ask(unix.NFT_MSG_GETCHAIN, netlink.Dump, unix.NFPROTO_INET)
 	if err != nil {
 		return err
 	}
@@ -155,12 +177,12 @@ func (t *table) readChains() error {
 			t.chains[name] = fmt.Sprintf("%s hook %d priority %d policy %d", kind, hook, int32(prio), policy)
 		}
 	}
-	return t.readRules()
+	return t.readRules(s)
 }
 
 // readRules adds the comments of the rules to their chains.
-func (t *table) readRules() error {
-	msgs, err := ask(unix.NFT_MSG_GETRULE, netlink.Dump, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_RULE_TABLE, Data: []byte(mesh.FirewallTable + "\x00")})
+func (t *table) readRules(s *socket) error {
+	msgs, err := s.ask(unix.NFT_MSG_GETRULE, netlink.Dump, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_RULE_TABLE, Data: []byte(mesh.FirewallTable + "\x00")})
 	if err != nil {
 		return err
 	}
@@ -186,8 +208,8 @@ func (t *table) readRules() error {
 	return nil
 }
 
-func (t *table) readSets() error {
-	msgs, err := ask(unix.NFT_MSG_GETSET, netlink.Dump, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_SET_TABLE, Data: []byte(mesh.FirewallTable + "\x00")})
+func (t *table) readSets(s *socket) error {
+	msgs, err := s.ask(unix.NFT_MSG_GETSET, netlink.Dump, unix.NFPROTO_INET, netlink.Attribute{Type: unix.NFTA_SET_TABLE, Data: []byte(mesh.FirewallTable + "\x00")})
 	if err != nil {
 		return err
 	}
@@ -215,7 +237,7 @@ func (t *table) readSets() error {
 	}
 	for name, signature := range t.sets {
 		if spec, ok := specOf(name); ok && signature == spec.signature() {
-			if err := t.readElements(spec); err != nil {
+			if err := t.readElements(s, spec); err != nil {
 				return fmt.Errorf("elements of %s: %w", name, err)
 			}
 		}
@@ -223,12 +245,8 @@ func (t *table) readSets() error {
 	return nil
 }
 
-func (t *table) readElements(s setSpec) error {
-	c, err := dial()
-	if err != nil {
-		return err
-	}
-	list, err := c.GetSetElements(&nftables.Set{Table: ours, Name: s.name})
+func (t *table) readElements(from *socket, s setSpec) error {
+	list, err := from.nft.GetSetElements(&nftables.Set{Table: ours, Name: s.name})
 	if err != nil {
 		return err
 	}
@@ -268,17 +286,13 @@ func gotoTarget(b []byte) string {
 }
 
 // commit does all ops in one transaction.
-func commit(ops []op, want *table) error {
-	c, err := dial()
-	if err != nil {
-		return err
-	}
+func (s *socket) commit(ops []op, want *table) error {
 	for _, o := range ops {
-		if err := o.stage(c, want); err != nil {
+		if err := o.stage(s.nft, want); err != nil {
 			return fmt.Errorf("%s: %w", o, err)
 		}
 	}
-	return c.Flush()
+	return s.nft.Flush()
 }
 
 func (o op) stage(c *nftables.Conn, want *table) error {

@@ -23,7 +23,7 @@ func KubeProxy() (string, error) {
 	if _, err := net.InterfaceByName("kube-ipvs0"); err == nil {
 		return "link kube-ipvs0", nil
 	}
-	if name, err := kubeProxyInNft(); name != "" || err != nil {
+	if name, err := once(kubeProxyInNft); name != "" || err != nil {
 		return name, err
 	}
 	return kubeProxyInLegacy()
@@ -32,12 +32,12 @@ func KubeProxy() (string, error) {
 const kubeServices = "KUBE-SERVICES"
 
 // kubeProxyInNft looks for a table kube-proxy, and for what iptables-nft made.
-func kubeProxyInNft() (string, error) {
+func kubeProxyInNft(s *socket) (string, error) {
 	for _, f := range []struct {
 		number byte
 		name   string
 	}{{unix.NFPROTO_IPV4, "ip"}, {unix.NFPROTO_IPV6, "ip6"}} {
-		msgs, err := ask(unix.NFT_MSG_GETCHAIN, netlink.Dump, f.number)
+		msgs, err := s.ask(unix.NFT_MSG_GETCHAIN, netlink.Dump, f.number)
 		if err != nil {
 			return "", fmt.Errorf("look for kube-proxy: read chains: %w", err)
 		}

@@ -9,7 +9,7 @@ import (
 
 // Exists reports whether our table is there.
 func Exists() (bool, error) {
-	t, err := read()
+	t, err := once((*socket).read)
 	if err != nil {
 		return false, err
 	}
@@ -18,12 +18,13 @@ func Exists() (bool, error) {
 
 // Remove takes our table away; that it is gone already is fine.
 func Remove() error {
-	c, err := dial()
+	s, err := dial()
 	if err != nil {
 		return err
 	}
-	c.DelTable(ours)
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+	defer s.close()
+	s.nft.DelTable(ours)
+	if err := s.nft.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete table: %w", err)
 	}
 	return nil

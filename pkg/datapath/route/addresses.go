@@ -11,18 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OwnAddresses are all addresses of this machine.
-func OwnAddresses() []netip.Addr {
-	list, _ := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
-	var own []netip.Addr
-	for _, a := range list {
-		if p, ok := prefix(a.IPNet); ok {
-			own = append(own, p.Addr())
-		}
-	}
-	return own
-}
-
 // UnderlayAddresses are those of this machine's addresses by which others may
 // reach it from outside: of links to the outside, that are its own and stay.
 // Not the addresses of other overlays, of bridges of containers, of virtual

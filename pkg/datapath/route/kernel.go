@@ -168,31 +168,8 @@ func (o addrOp) do() error {
 	return err
 }
 
-func (o routeOp) do() error {
-	r := &netlink.Route{
-		Dst: ipNet(o.entry.dst), LinkIndex: o.entry.link, MTU: o.entry.mtu, Priority: o.entry.metric,
-		Protocol: mesh.RouteProtocol, Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN,
-	}
-	if o.entry.src.IsValid() {
-		r.Src = o.entry.src.AsSlice()
-	}
-	if o.entry.blackhole {
-		r.Type = unix.RTN_BLACKHOLE
-	} else {
-		r.Scope = netlink.SCOPE_LINK
-	}
-	switch o.verb {
-	case "add":
-		err := netlink.RouteAdd(r)
-		if errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("somebody else has a route there: %w", err)
-		}
-		return err
-	case "replace":
-		return netlink.RouteReplace(r)
-	}
-	return gone(o.del())
-}
+// do is for routes that are not plain, which are only ever taken away.
+func (o routeOp) do() error { return gone(o.del()) }
 
 // del takes away exactly the route that was read, whatever it was.
 func (o routeOp) del() error {
@@ -222,71 +199,4 @@ func gone(err error) error {
 		return nil
 	}
 	return err
-}
-
-// PathMTU tells the MTU of the underlay route to an address; 0 when there is
-// none, or when it would go through device (a tunnel in the tunnel) or to
-// ourselves. It asks about each link once, so it is good for one look.
-//
-// Over IPv4 that is what routes and links say, not what the kernel remembers of
-// a path: anybody who reaches this machine with one ICMP message has it
-// remember 552 bytes for ten minutes. Over IPv6 nothing below 1280 is
-// remembered, and a path of less than 1280 + mesh.TunnelOverhead needs it:
-// routers there do not split what IPv6 in the tunnel may not be smaller than.
-func PathMTU(device string) func(netip.Addr) int {
-	links := map[int]int{} // to MTU, 0 for device and for what is gone
-	linkMTU := func(index int) int {
-		if mtu, known := links[index]; known {
-			return mtu
-		}
-		links[index] = 0
-		if link, err := netlink.LinkByIndex(index); err == nil && link.Attrs().Name != device {
-			links[index] = link.Attrs().MTU
-		}
-		return links[index]
-	}
-	return func(addr netip.Addr) int {
-		routes, err := netlink.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{FIBMatch: addr.Is4()})
-		if err != nil || len(routes) == 0 {
-			return 0
-		}
-		r := routes[0]
-		if r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BLACKHOLE {
-			return 0
-		}
-		mtu := linkMTU(r.LinkIndex)
-		for i, hop := range r.MultiPath { // instead of one link
-			if m := linkMTU(hop.LinkIndex); i == 0 || m < mtu {
-				mtu = m
-			}
-		}
-		if r.MTU > 0 {
-			return min(r.MTU, mtu)
-		}
-		return mtu
-	}
-}
-
-// DefaultMTU is the smallest MTU of the links of the default routes; 0 when
-// there is none.
-func DefaultMTU(device string) int {
-	mtu := 0
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := dump(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_DST)
-		})
-		if err != nil {
-			continue // as good as none
-		}
-		for _, r := range routes {
-			link, err := netlink.LinkByIndex(r.LinkIndex)
-			if err != nil || link.Attrs().Name == device || link.Attrs().Flags&net.FlagLoopback != 0 {
-				continue
-			}
-			if mtu == 0 || link.Attrs().MTU < mtu {
-				mtu = link.Attrs().MTU
-			}
-		}
-	}
-	return mtu
 }

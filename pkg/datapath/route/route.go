@@ -14,7 +14,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -52,32 +51,12 @@ type Route struct {
 	MTU int
 	// Second leads it into the second device.
 	Second bool
+	// Node it leads to, for who reads the list; empty: to none in particular.
+	Node string
 }
 
 // ErrNoDevice: the floor stands, but the device does not exist yet.
 var ErrNoDevice = errors.New("device does not exist")
-
-// Apply makes cfg so and says what it did. Without the device it lays the
-// floor and returns ErrNoDevice.
-func Apply(cfg Config, log *slog.Logger) (did []string, err error) {
-	actual, err := read(cfg)
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, op := range diff(cfg, actual) {
-		if err := op.do(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", op, err))
-			continue
-		}
-		did = append(did, op.String())
-		log.Info("route", "did", op.String())
-	}
-	if actual.link == 0 {
-		errs = append(errs, fmt.Errorf("%s: %w", cfg.Device, ErrNoDevice))
-	}
-	return did, errors.Join(errs...)
-}
 
 // SysctlsHold reports whether the kernel's switches are as cfg wants them.
 // Of most of them no event tells.
@@ -88,25 +67,6 @@ func SysctlsHold(cfg Config) bool {
 		}
 	}
 	return true
-}
-
-// Plan lists what Apply would do.
-func Plan(cfg Config) ([]string, error) {
-	actual, err := read(cfg)
-	if err != nil {
-		return nil, err
-	}
-	if actual.link == 0 { // it will be there by then
-		actual.link = -1
-	}
-	if actual.second == 0 && slices.ContainsFunc(cfg.Routes, func(r Route) bool { return r.Second }) {
-		actual.second = -2
-	}
-	var lines []string
-	for _, op := range diff(cfg, actual) {
-		lines = append(lines, op.String())
-	}
-	return lines, nil
 }
 
 // state is what the kernel has, as far as it is ours.
@@ -352,26 +312,3 @@ type routeOp struct {
 }
 
 func (o routeOp) String() string { return "ip route " + o.verb + " " + o.entry.String() }
-
-// LayFloor adds blackholes for the ranges, where there are none, and touches
-// nothing else.
-func LayFloor(ranges []netip.Prefix) (did []string, err error) {
-	cfg := Config{Device: mesh.Device, Floor: ranges}
-	actual, err := read(cfg)
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, e := range wanted(cfg, actual) {
-		if slices.Contains(actual.routes, e) {
-			continue
-		}
-		op := routeOp{verb: "add", entry: e}
-		if err := op.do(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", op, err))
-			continue
-		}
-		did = append(did, op.String())
-	}
-	return did, errors.Join(errs...)
-}

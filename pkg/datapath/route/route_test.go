@@ -10,15 +10,26 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"meshd.dev/pkg/datapath/internal/testns"
 )
 
 func TestMain(m *testing.M) { testns.Main(m) }
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+func table(t *testing.T) *Table {
+	table := New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	t.Cleanup(func() {
+		if err := table.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return table
+}
 
 // Two peers, 10.244.2.0/24 and 10.244.3.0/24; we are 10.244.1.0/24.
 func config() Config {
@@ -65,6 +76,7 @@ func shown(t *testing.T) string {
 func fresh(t *testing.T) {
 	testns.New(t)
 	testns.Sh(t, `
+		sysctl -qw net.ipv4.ip_forward=0 # a new namespace has what the machine has
 		sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 # no address changes by itself
 		sysctl -qw net.ipv6.conf.default.addr_gen_mode=1 # nor comes when the link has found its carrier
 		ip link add eth0 type veth peer name eth0x; ip link set eth0x up; ip link set eth0 up
@@ -74,10 +86,10 @@ func fresh(t *testing.T) {
 
 func apply(t *testing.T, cfg Config) {
 	t.Helper()
-	if _, err := Apply(cfg, quiet); err != nil {
+	if _, err := table(t).Apply(cfg); err != nil {
 		t.Fatal(err)
 	}
-	plan, err := Plan(cfg)
+	plan, err := table(t).Plan(cfg)
 	if err != nil || len(plan) > 0 {
 		t.Errorf("the second time there is something to do: %q, %v", plan, err)
 	}
@@ -99,7 +111,7 @@ func TestApply(t *testing.T) {
 func TestPlanReadsLikeCommands(t *testing.T) {
 	fresh(t)
 	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up; ip route add 10.9.0.0/16 dev mesh0 proto 77; ip address add 10.244.9.1/24 dev mesh0")
-	plan, err := Plan(Config{
+	plan, err := table(t).Plan(Config{
 		Device: "mesh0", Addrs: config().Addrs[:1], Routes: config().Routes[:1], Floor: config().Floor[:1]})
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +134,7 @@ ip address del 10.244.9.1/24 dev mesh0`
 
 func TestFloorComesBeforeTheDevice(t *testing.T) {
 	fresh(t)
-	if _, err := Apply(config(), quiet); !errors.Is(err, ErrNoDevice) {
+	if _, err := table(t).Apply(config()); !errors.Is(err, ErrNoDevice) {
 		t.Errorf("without device: %v, want %v", err, ErrNoDevice)
 	}
 	out := testns.Sh(t, "ip route show proto 77; ip route get 10.244.2.9 2>&1 || true")
@@ -217,7 +229,7 @@ func mess(t *testing.T, r *rand.Rand) {
 func TestAForeignRouteInOurPlaceIsReportedNotReplaced(t *testing.T) {
 	fresh(t)
 	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up; ip route add 10.244.2.0/24 dev eth0 proto static")
-	_, err := Apply(config(), quiet)
+	_, err := table(t).Apply(config())
 	if err == nil || !strings.Contains(err.Error(), "somebody else has a route there") {
 		t.Errorf("error %v", err)
 	}
@@ -234,7 +246,7 @@ func TestPathMTU(t *testing.T) {
 		ip route add 10.1.0.0/16 via 192.0.2.254 mtu 1400
 		ip route add 10.244.2.0/24 dev mesh0
 		ip route add blackhole 10.3.0.0/16`)
-	pathMTU := PathMTU("mesh0")
+	pathMTU := NewUnderlay("mesh0").PathMTU
 	for addr, want := range map[string]int{
 		"192.0.2.7":    9000, // on the link
 		"203.0.113.1":  9000, // by the default route
@@ -248,7 +260,7 @@ func TestPathMTU(t *testing.T) {
 			t.Errorf("PathMTU(%s) = %d, want %d", addr, got, want)
 		}
 	}
-	if got := DefaultMTU("mesh0"); got != 9000 {
+	if got := NewUnderlay("mesh0").DefaultMTU(); got != 9000 {
 		t.Errorf("DefaultMTU = %d, want 9000", got)
 	}
 }
@@ -262,7 +274,7 @@ func TestPathMTUBelievesNoICMP(t *testing.T) {
 		ip address add 192.0.2.1/24 dev eth0; ip route add default via 192.0.2.254`)
 	far := netip.MustParseAddr("203.0.113.1")
 	testns.Lie(t, "eth0", "wire", netip.MustParseAddr("192.0.2.1"), far)
-	if got := PathMTU("mesh0")(far); got != 1500 {
+	if got := NewUnderlay("mesh0").PathMTU(far); got != 1500 {
 		t.Errorf("PathMTU = %d after a lie, want 1500", got)
 	}
 }
@@ -276,7 +288,7 @@ func TestPathMTUOfManyWays(t *testing.T) {
 		ip address add 198.51.100.1/24 dev eth1
 		ip route add 10.5.0.0/16 nexthop via 192.0.2.254 nexthop via 198.51.100.254
 		ip route add 10.6.0.0/16 mtu 1300 nexthop via 192.0.2.254 nexthop via 198.51.100.254`)
-	pathMTU := PathMTU("mesh0")
+	pathMTU := NewUnderlay("mesh0").PathMTU
 	for addr, want := range map[string]int{"10.5.0.1": 1400, "10.6.0.1": 1300} {
 		if got := pathMTU(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("PathMTU(%s) = %d, want %d", addr, got, want)
@@ -312,5 +324,99 @@ func TestRouteToldTwice(t *testing.T) {
 	have.routes = slices.Concat(have.routes, have.routes)
 	if ops := diff(cfg, have); len(ops) > 0 {
 		t.Errorf("told twice: %v", ops)
+	}
+}
+
+// Following ends where applying ends, does what differs and nothing else, and
+// tells its own doings from those of others.
+func TestFollow(t *testing.T) {
+	fresh(t)
+	testns.Sh(t, "ip link add mesh0 type veth peer name mesh0x; ip link set mesh0x up; ip link set mesh0 up")
+	events, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer events.Close()
+	for _, g := range []uint32{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		if err := events.JoinGroup(g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	follower, r := table(t), rand.New(rand.NewPCG(1, 1))
+	node := func(i, mtu int) Part {
+		p4, p6 := netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i)), netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", i))
+		return Part{Floor: []netip.Prefix{p4, p6}, Routes: []Route{
+			{Dst: p4, Src: config().Addrs[0], MTU: mtu}, {Dst: p6, Src: config().Addrs[1], MTU: mtu}}}
+	}
+	mtus := map[int]int{} // of the nodes there are
+	whole := func() Config {
+		cfg := Config{Device: "mesh0", Addrs: config().Addrs}
+		for i, mtu := range mtus {
+			cfg.Routes, cfg.Floor = append(cfg.Routes, node(i, mtu).Routes...), append(cfg.Floor, node(i, mtu).Floor...)
+		}
+		return cfg
+	}
+	apply := func() {
+		if _, err := follower.Apply(whole()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply()
+	for range 60 {
+		var gone, added Part
+		i, want := 2+r.IntN(5), 4
+		old, was := mtus[i]
+		if was {
+			gone = node(i, old)
+		}
+		if mtu := []int{0, 1300, 1420}[r.IntN(3)]; mtu > 0 {
+			added, mtus[i] = node(i, mtu), mtu
+			if was && mtu == old {
+				want = 0
+			} else if was {
+				want = 2 // of two routes the MTU
+			}
+		} else if delete(mtus, i); !was {
+			want = 0
+		}
+		did, err := follower.Follow(whole(), gone, added)
+		if err != nil || len(did) != want {
+			t.Fatalf("did %q, %v; want %d", did, err, want)
+		}
+		if plan, err := follower.Plan(whole()); err != nil || len(plan) > 0 {
+			t.Fatalf("after %q there is left: %q, %v", did, plan, err)
+		}
+	}
+	// A node that somebody else has put a route in place of, and one whose
+	// routes are gone already.
+	clear(mtus)
+	apply()
+	testns.Sh(t, "ip route add 10.244.2.0/24 dev eth0 proto static")
+	if _, err := follower.Follow(whole(), Part{}, node(2, 1420)); err == nil || !strings.Contains(err.Error(), "somebody else has a route there") {
+		t.Errorf("error %v", err)
+	}
+	if did, err := follower.Follow(whole(), node(3, 1420), Part{}); err != nil || len(did) != 4 {
+		t.Errorf("what is gone already: did %q, %v", did, err)
+	}
+	testns.Sh(t, "ip route add 203.0.113.0/24 dev eth0 proto 77")
+	foreign, echoes := 0, 0
+	if err := events.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for foreign < 2 {
+		msgs, err := events.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range msgs {
+			if follower.Echo(m.Header.PID) {
+				echoes++
+			} else if m.Data[5] != unix.RTPROT_KERNEL && m.Data[5] != unix.RTPROT_BOOT {
+				foreign++
+			}
+		}
+	}
+	if echoes < 60 {
+		t.Errorf("%d echoes", echoes)
 	}
 }

@@ -87,17 +87,8 @@ func stateOf(dev *wgtypes.Device, link netlink.Link) state {
 	return s
 }
 
-// configure sends cfg to the device, whatever serves it.
-func configure(name string, cfg wgtypes.Config) error {
-	wg, err := wgctrl.New()
-	if err != nil {
-		return err
-	}
-	defer wg.Close()
-	return wg.ConfigureDevice(name, cfg)
-}
-
 func (o createOp) do(ctx context.Context, d *Device) error {
+	d.hangUp() // the kernel may learn WireGuard by this
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = o.name, o.mtu
 	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
@@ -111,7 +102,7 @@ func (o createOp) do(ctx context.Context, d *Device) error {
 }
 
 func (o identityOp) do(_ context.Context, d *Device) error {
-	err := configure(o.name, wgtypes.Config{PrivateKey: o.key, ListenPort: o.port, FirewallMark: o.mark})
+	err := d.configure(wgtypes.Config{PrivateKey: o.key, ListenPort: o.port, FirewallMark: o.mark})
 	if err == nil && o.key != nil && o.old {
 		d.keyed = time.Now()
 	}
@@ -181,7 +172,7 @@ func (o upOp) do(context.Context, *Device) error {
 	return netlink.LinkSetUp(link)
 }
 
-func (o peerOp) do(context.Context, *Device) error {
+func (o peerOp) do(_ context.Context, d *Device) error {
 	p := wgtypes.PeerConfig{PublicKey: wgtypes.Key(o.key), UpdateOnly: !o.added, PersistentKeepaliveInterval: o.keepalive, AllowedIPs: ipNets(o.allow)}
 	if o.endpoint.IsValid() {
 		p.Endpoint = net.UDPAddrFromAddrPort(o.endpoint)
@@ -193,29 +184,29 @@ func (o peerOp) do(context.Context, *Device) error {
 	if o.again {
 		peers = []wgtypes.PeerConfig{{PublicKey: p.PublicKey, Remove: true}, p}
 	}
-	return configure(o.name, wgtypes.Config{Peers: peers})
+	return d.configure(wgtypes.Config{Peers: peers})
 }
 
-func (o strayOp) do(context.Context, *Device) error {
+func (o strayOp) do(_ context.Context, d *Device) error {
 	secret, err := wgtypes.GeneratePrivateKey()
 	if err != nil {
 		return err
 	}
 	throwaway := secret.PublicKey()
-	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{
+	return d.configure(wgtypes.Config{Peers: []wgtypes.PeerConfig{
 		{PublicKey: throwaway, AllowedIPs: ipNets(o.stray)},
 		{PublicKey: throwaway, Remove: true},
 	}})
 }
 
-func (o removeOp) do(context.Context, *Device) error {
-	return configure(o.name, wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(o.key), Remove: true}}})
+func (o removeOp) do(_ context.Context, d *Device) error {
+	return d.configure(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(o.key), Remove: true}}})
 }
 
 // do waits until something was sent: a userspace device is up a moment after
 // its link is.
 func (o knockOp) do(ctx context.Context, d *Device) error {
-	if err := configure(o.name, o.keepalives(func(Peer) time.Duration { return time.Second })); err != nil {
+	if err := d.configure(o.keepalives(func(Peer) time.Duration { return time.Second })); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -231,7 +222,7 @@ func (o knockOp) do(ctx context.Context, d *Device) error {
 		case <-tick.C:
 		}
 	}
-	return configure(o.name, o.keepalives(func(p Peer) time.Duration { return max(0, p.Keepalive) }))
+	return d.configure(o.keepalives(func(p Peer) time.Duration { return max(0, p.Keepalive) }))
 }
 
 func (o knockOp) keepalives(every func(Peer) time.Duration) wgtypes.Config {

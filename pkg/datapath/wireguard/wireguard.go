@@ -27,6 +27,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"meshd.dev/pkg/mesh"
@@ -121,6 +122,11 @@ type Device struct {
 	// lost of it before the last Apply.
 	last  *Config
 	drift []string
+	// have is what the device is as far as it was read and changed since; nil:
+	// not known. changes counts what may have changed it.
+	have    *state
+	changes int
+	control *wgctrl.Client // opened at first use; nil after an error
 	// child is the userspace process we started, 0 if none or adopted.
 	child int
 	keyed time.Time
@@ -184,6 +190,7 @@ func (d *Device) Remove(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	clear(d.wished)
+	d.changed(op)
 	d.opts.Log.Info("wireguard", "did", op.String())
 	return nil
 }
@@ -208,30 +215,44 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 	if d.drift = nil; d.last != nil {
 		d.drift = d.lost(*d.last, have)
 	}
-	d.last = nil
+	d.last, d.have = nil, &have
+	err = d.do(ctx, d.diff(cfg, have, time.Now()))
+	if err == nil {
+		d.last = &cfg
+		clear(d.wished)
+		clear(d.fresh)
+		for _, p := range cfg.Peers {
+			d.remember(p)
+		}
+	}
+	return err
+}
+
+// do the ops in order.
+func (d *Device) do(ctx context.Context, ops []op) error {
 	var errs []error
-	for _, op := range d.diff(cfg, have, time.Now()) {
-		if err := op.do(ctx, d); err != nil {
+	for _, op := range ops {
+		err := op.do(ctx, d)
+		d.changed(op)
+		if err != nil {
+			d.have = nil
 			errs = append(errs, fmt.Errorf("%s: %w", op, err))
 			if op.vital() {
-				return errors.Join(errs...)
+				break
 			}
 			continue
 		}
 		d.opts.Log.Info("wireguard", "did", op.String())
 	}
-	if len(errs) == 0 {
-		d.last = &cfg
-		clear(d.wished)
-		clear(d.fresh)
-		for _, p := range cfg.Peers {
-			d.wished[p.Key] = p.Endpoint
-			if p.Fresh != FreshAsIs {
-				d.fresh[p.Key] = begun{p.Fresh, p.Anew}
-			}
-		}
-	}
 	return errors.Join(errs...)
+}
+
+// remember what was applied to a peer.
+func (d *Device) remember(p Peer) {
+	d.wished[p.Key] = p.Endpoint
+	if p.Fresh != FreshAsIs {
+		d.fresh[p.Key] = begun{p.Fresh, p.Anew}
+	}
 }
 
 // Drift lists what the last Apply would have had to do if nothing else had
@@ -274,11 +295,18 @@ func printed(ops []op) (lines []string) {
 // do.
 func (d *Device) Look(cfg Config) (map[mesh.Key]Stats, []string, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	have, err := d.read()
+	changes := d.changes
+	d.mu.Unlock()
+	have, err := d.read() // takes a while with many peers, and nobody waits for it
 	if err != nil {
 		return nil, nil, err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.changes != changes { // changed while it was read: the next look tells
+		return have.stats(), nil, nil
+	}
+	d.have = &have
 	return have.stats(), d.plan(cfg, have), nil
 }
 
