@@ -38,7 +38,7 @@ import (
 // with a Datapath, its userspace device, and programs in pods.
 func TestMain(m *testing.M) {
 	roles := map[string]func([]string) error{"wireguard": roleWireguard, "hold": roleHold, "machine": roleMachine, "serve": roleServe, "ask": roleAsk, "send": roleSend,
-		"drain": roleDrain, "pour": rolePour, "flood": roleFlood, "flows-serve": roleFlowsServe, "flows": roleFlows, "forge": roleForge, "toobig": roleTooBig, "echo": roleEcho, "probe": roleProbe}
+		"drain": roleDrain, "pour": rolePour, "flood": roleFlood, "flows-serve": roleFlowsServe, "flows": roleFlows, "forge": roleForge, "toobig": roleTooBig, "echo": roleEcho, "probe": roleProbe, "mss": roleMSS, "mss-serve": roleMSSServe}
 	if len(os.Args) > 1 {
 		if role, ok := roles[os.Args[1]]; ok {
 			if err := role(os.Args[2:]); err != nil {

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"meshd.dev/pkg/datapath/internal/testns"
 	"meshd.dev/pkg/mesh"
@@ -218,4 +221,89 @@ func (m *machine) listens(pod int, port string) {
 		}
 		return nil
 	})
+}
+
+// roleMSSServe tells whoever connects how large segments to it may be.
+func roleMSSServe(args []string) error {
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		mss, err := segment(c)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(c, mss)
+		c.Close()
+	}
+}
+
+// roleMSS connects, and prints how large segments each side may send.
+func roleMSS(args []string) error {
+	c, err := net.DialTimeout("tcp", args[0], 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ours, err := segment(c)
+	if err != nil {
+		return err
+	}
+	theirs, err := io.ReadAll(c)
+	fmt.Printf("%d %s", ours, theirs)
+	return err
+}
+
+// segment is what the other side of a connection takes at once, as it said or
+// as somebody on the way said for it.
+func segment(c net.Conn) (mss int, err error) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var refused error
+	err = raw.Control(func(fd uintptr) { mss, refused = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+	return mss, errors.Join(err, refused)
+}
+
+// a has a cable of 1500, b one of 1400; pods believe in 1500. Whoever connects,
+// both ends hear of segments that fit the smaller tunnel: of what b says to a,
+// because b's rules fit it to the way out, and of what a says to b, because b's
+// rules fit what comes in to the way back.
+func TestSegmentsFitTheTunnel(t *testing.T) {
+	underlay(t)
+	a, b := newMachine(t, "a", 1), newMachine(t, "b", 2)
+	b.sh("ip link set eth0 mtu 1400")
+	state := mesh.State{Nodes: []mesh.Node{a.node(), b.node()}}
+	tell(state, a, b)
+	settled(t, a, b)
+	for _, m := range []*machine{a, b} {
+		m.pod(2)
+		m.sh("ip netns exec p2 sysctl -qw net.ipv4.tcp_timestamps=0") // they would take their part
+		m.run(2, "mss-serve", ":90")
+		m.listens(2, "90")
+	}
+	a.reaches(t, "pod to pod", b.podAddr(2))
+	const tunnel = 1400 - 80
+	for _, c := range []struct {
+		name   string
+		from   *machine
+		to     string
+		header int
+	}{
+		{"IPv4 to the smaller", a, b.podAddr(2) + ":90", 40},
+		{"IPv6 to the smaller", a, "[" + b.podAddr6(2) + "]:90", 60},
+		{"IPv4 to the larger", b, a.podAddr(2) + ":90", 40},
+		{"IPv6 to the larger", b, "[" + a.podAddr6(2) + "]:90", 60},
+	} {
+		out, err := c.from.command(2, "mss", c.to).CombinedOutput()
+		if want := fmt.Sprintf("%d %[1]d\n", tunnel-c.header); err != nil || string(out) != want {
+			t.Errorf("%s: segments each way %q, %v; want %q", c.name, out, err, want)
+		}
+	}
 }

@@ -185,4 +185,33 @@ func TestBehindAddressTranslator(t *testing.T) {
 		})
 	}
 	settled(t, all...)
+	// The router forgets all it knew, and the next packet from inside gets
+	// another port. Whoever is inside is heard at once; nobody outside can
+	// call, so until then it takes what keeps the way open.
+	at := func() string {
+		return strings.TrimSpace(a.sh("wg show mesh0 endpoints | grep '" + c.key.String() + "' | cut -f2"))
+	}
+	for _, q := range []struct {
+		name     string
+		from, to *machine
+	}{{"inside speaks", c, a}, {"only outside speaks", a, c}} {
+		before, begin := at(), time.Now()
+		testns.Sh(t, "conntrack -F")
+		for { // a keepalive, and a moment
+			if out, err := q.from.in_(2, "ping", "-c1", "-W0.2", q.to.podAddr(2)); err == nil {
+				break
+			} else if time.Since(begin) > 40*time.Second {
+				t.Fatalf("forgotten, and %s: nothing after %s: %s", q.name, time.Since(begin), out)
+			}
+		}
+		t.Logf("forgotten, and %s: an answer %d ms later", q.name, time.Since(begin).Milliseconds())
+		if now := at(); now == before || !strings.HasPrefix(now, "192.0.2.254:2") {
+			t.Errorf("forgotten, and %s: c is at %s, before at %s", q.name, now, before)
+		}
+		for _, m := range []*machine{a, b} {
+			m.reaches(t, m.name+" reaches the one inside again", c.podAddr(2))
+			c.reaches(t, "the one inside reaches "+m.name+" again", m.podAddr(2))
+		}
+	}
+	settled(t, all...)
 }

@@ -41,9 +41,9 @@ type experiment struct {
 }
 
 type options struct {
-	kills, restarts, losses, attaches, burst, rounds, rotations int
-	bin                                                         string
-	seconds                                                     time.Duration
+	kills, restarts, losses, attaches, burst, rounds, rotations, nice int
+	bin                                                               string
+	seconds                                                           time.Duration
 }
 
 // Experiments without a cluster, on one machine, on one with room for
@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string) error {
 	only := flags.String("only", "", "names of experiments, separated by commas")
 	flags.IntVar(&o.kills, "kills", 50, "containers to kill")
 	flags.IntVar(&o.restarts, "restarts", 100, "restarts of meshd under flows")
+	flags.IntVar(&o.nice, "nice", 0, "priority of the restarted meshd")
 	flags.IntVar(&o.losses, "losses", 5, "power cuts")
 	flags.IntVar(&o.attaches, "attaches", 200, "pods to attach and detach one after the other, a plugin")
 	flags.IntVar(&o.burst, "burst", 100, "pods to attach and detach at once, a plugin")
