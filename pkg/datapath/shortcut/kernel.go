@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"meshd.dev/pkg/mesh"
 )
@@ -100,7 +101,7 @@ var errGone = errors.New("link is gone")
 // attached lists the programs of ours at the ingress of a link. names is what
 // this round has already found out about programs.
 func attached(index int, names map[ebpf.ProgramID]bool) (ours []ebpf.ProgramID, err error) {
-	have, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: ebpf.AttachTCXIngress})
+	have, err := programs(index)
 	switch {
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return nil, nil
@@ -141,8 +142,18 @@ func isOurs(id ebpf.ProgramID) (bool, error) {
 // haveTCX says whether programs can be attached at all.
 func haveTCX() error {
 	const loopback = 1 // in every namespace
-	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
+	_, err := programs(loopback)
 	return err
+}
+
+// programs at the ingress of a link. A kernel that can list programs, but none
+// of this kind, calls the question invalid.
+func programs(index int) (*link.QueryResult, error) {
+	have, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
+	}
+	return have, err
 }
 
 // read adds what the maps hold.
