@@ -38,7 +38,7 @@ func TestAttachmentAsCommands(t *testing.T) {
 	for _, op := range a.reach(7) {
 		line(op)
 	}
-	want := `ip link add msh0123456789ab address 0a:6d:65:73:68:01 mtu 1420 type veth peer name eth0 address 0e:01:02:03:04:05 mtu 1420 netns <pod>
+	want := `ip link add msh0123456789ab address 0a:6d:65:73:68:01 mtu 1420 numtxqueues 1 numrxqueues 1 type veth peer name eth0 address 0e:01:02:03:04:05 mtu 1420 numtxqueues 1 numrxqueues 1 netns <pod>
 pod: sysctl net.ipv6.conf.eth0.accept_ra=0
 pod: sysctl net.ipv6.conf.eth0.disable_ipv6=0
 sysctl net.ipv6.conf.msh0123456789ab.accept_ra=0
