@@ -1,14 +1,16 @@
 package cni
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -16,7 +18,7 @@ import (
 )
 
 // add attaches a pod.
-func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
+func add(c *conf, cmd *call) error {
 	if err := c.complete(); err != nil {
 		return err
 	}
@@ -24,7 +26,7 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ns, err := openNetns(cmd.Netns)
+	ns, err := openNetns(cmd.netns)
 	if err != nil {
 		return err
 	}
@@ -48,6 +50,27 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 		return err
 	}
 	defer h.release()
+	saved := h.save()
+	// While the disk works, what changes nothing: it costs no time then.
+	a := r.attachment(c.MTU)
+	pod, err := ns.open()
+	if err == nil {
+		defer pod.Close()
+	}
+	var result bytes.Buffer
+	look := func() error {
+		if a.defaults, err = missingDefaults(pod, a.addresses); err != nil {
+			return err
+		}
+		result.Reset()
+		return a.result(c, w.dns, cmd.netns, &result)
+	}
+	if err == nil {
+		err = look()
+	}
+	if err := errors.Join(saved(), err); err != nil {
+		return errors.Join(err, h.discard())
+	}
 	if reused {
 		forgetConnections(r.Addresses)
 	}
@@ -57,11 +80,10 @@ func (p *plugin) add(c *conf, cmd *skel.CmdArgs) error {
 			_ = h.discard() // else the record stays, for DEL
 		}
 	}()
-	a := r.attachment(c.MTU)
-	if err := s.attach(&a, host, ns, r.admit); err != nil {
+	if err := s.attach(&a, site{host, pod, ns}, look, r.admit); err != nil {
 		return c.explained(fmt.Errorf("attach %s to container %s: %w", r.IfName, r.ContainerID, err))
 	}
-	if err := types.PrintResult(a.result(c, w.dns, cmd.Netns), c.CNIVersion); err != nil {
+	if _, err := os.Stdout.Write(result.Bytes()); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	done = true
@@ -80,12 +102,12 @@ func forgetConnections(addrs []netip.Addr) {
 }
 
 // request is what the store needs for an ADD.
-func (c *conf) request(cmd *skel.CmdArgs) (q request, w wishes, err error) {
-	if len(cmd.ContainerID) > maxContainerID || strings.HasSuffix(cmd.ContainerID, corruptSuffix) {
+func (c *conf) request(cmd *call) (q request, w wishes, err error) {
+	if len(cmd.containerID) > maxContainerID || strings.HasSuffix(cmd.containerID, corruptSuffix) {
 		return q, w, types.NewError(types.ErrInvalidEnvironmentVariables, "invalid CNI_CONTAINERID",
-			fmt.Sprintf("%.80q: want at most %d bytes, not ending in %s", cmd.ContainerID, maxContainerID, corruptSuffix))
+			fmt.Sprintf("%.80q: want at most %d bytes, not ending in %s", cmd.containerID, maxContainerID, corruptSuffix))
 	}
-	a, err := parseArgs(cmd.Args)
+	a, err := parseArgs(cmd.args)
 	if err != nil {
 		return q, w, err
 	}
@@ -93,7 +115,7 @@ func (c *conf) request(cmd *skel.CmdArgs) (q request, w wishes, err error) {
 		return q, w, err
 	}
 	if w.mac == (rtnl.MAC{}) {
-		w.mac = podMAC(cmd.ContainerID, cmd.IfName)
+		w.mac = podMAC(cmd.containerID, cmd.ifName)
 	}
 	ranges := c.ranges
 	if !ipv6Exists() {
@@ -109,22 +131,23 @@ func (c *conf) request(cmd *skel.CmdArgs) (q request, w wishes, err error) {
 	return request{
 		ranges: ranges, reserved: c.reserved, requested: w.ips, noted: w.noted, quarantine: c.quarantine,
 		record: Record{
-			ContainerID: cmd.ContainerID, IfName: cmd.IfName, Netns: cmd.Netns, BootID: bootID, Pod: a.pod,
-			HostLink: HostLink(cmd.ContainerID, cmd.IfName), MAC: w.mac.String(),
+			ContainerID: cmd.containerID, IfName: cmd.ifName, Netns: cmd.netns, BootID: bootID, Pod: a.pod,
+			HostLink: HostLink(cmd.containerID, cmd.ifName), MAC: w.mac.String(),
 			Table: c.Table, HostPorts: w.ports, ToPod: w.toPod, FromPod: w.fromPod,
 		},
 	}, w, nil
 }
 
 // attach makes the kernel hold a. What an earlier DEL left to die with its
-// namespace may still be in the way, on the host or in the pod.
-func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns, admit func() error) error {
+// namespace may still be in the way, on the host or in the pod; when that is
+// gone, look is called again.
+func (s store) attach(a *attachment, at site, look, admit func() error) error {
 	for range maxTries {
-		err := a.attach(host, ns, admit)
+		err := a.attach(at, admit)
 		if !errors.Is(err, errNameTaken) {
 			return err
 		}
-		link, lookErr := a.inTheWay(host, ns)
+		link, lookErr := a.inTheWay(at)
 		if lookErr != nil {
 			return lookErr
 		}
@@ -135,7 +158,10 @@ func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns, admit func() er
 		if link == "" || owned {
 			return types.NewError(CodeAttached, "interface exists already in the container: DEL first, or use another name", err.Error())
 		}
-		if err := deleteLink(host, link); err != nil {
+		if err := deleteLink(at.host, link); err != nil {
+			return err
+		}
+		if err := look(); err != nil {
 			return err
 		}
 	}
@@ -143,27 +169,18 @@ func (s store) attach(a *attachment, host *rtnl.Conn, ns *netns, admit func() er
 }
 
 // inTheWay names our link whose presence keeps a from being made, or none.
-func (a *attachment) inTheWay(host *rtnl.Conn, ns *netns) (string, error) {
-	if _, err := host.Link(a.hostLink); !isGone(err) {
+func (a *attachment) inTheWay(at site) (string, error) {
+	if _, err := at.host.Link(a.hostLink); !isGone(err) {
 		return a.hostLink, err
 	}
-	var inPod rtnl.Link
-	err := ns.visit(func() error {
-		pod, err := rtnl.Open()
-		if err != nil {
-			return err
-		}
-		defer pod.Close()
-		inPod, err = pod.Link(a.podLink)
-		return err
-	})
+	inPod, err := at.pod.Link(a.podLink)
 	if isGone(err) {
 		return "", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	links, err := ourLinks(host)
+	links, err := ourLinks(at.host)
 	for _, l := range links {
 		if l.Index == inPod.Peer && l.Peer == inPod.Index {
 			return l.Name, nil
@@ -213,8 +230,17 @@ func takeOver(host *rtnl.Conn, h *held, c *conf, ns *netns) error {
 	return h.discard()
 }
 
-// result is what ADD prints, behind what a plugin before it in the chain made.
-func (a attachment) result(c *conf, dns types.DNS, sandbox string) *types100.Result {
+// result writes what ADD prints, in the version that was asked for.
+func (a attachment) result(c *conf, dns types.DNS, sandbox string, to io.Writer) error {
+	r, err := a.newResult(c, dns, sandbox).GetAsVersion(c.CNIVersion)
+	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return r.PrintTo(to)
+}
+
+// newResult is what ADD made, behind what a plugin before it in the chain made.
+func (a attachment) newResult(c *conf, dns types.DNS, sandbox string) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if c.prevResult != nil {
 		*r = *c.prevResult

@@ -20,19 +20,16 @@ import (
 // asked is what a runtime can ask for one attachment: the capabilities of
 // CNI's CONVENTIONS.md, and the annotations of its pod.
 type asked struct {
-	IPs          []string          `json:"ips"`
-	MAC          string            `json:"mac"`
-	PortMappings []portMapping     `json:"portMappings"`
-	Bandwidth    bandwidth         `json:"bandwidth"`
-	IPRanges     [][]rangeText     `json:"ipRanges"`
-	DNS          askedDNS          `json:"dns"`
-	Annotations  map[string]string `json:"io.kubernetes.cri.pod-annotations"`
+	IPs          []string
+	MAC          string
+	PortMappings []portMapping
+	Bandwidth    bandwidth
+	IPRanges     [][]json.RawMessage
+	DNS          askedDNS
+	Annotations  map[string]string
 
 	unknown []string
 }
-
-// capabilities are the keys of asked.
-var capabilities = []string{"ips", "mac", "portMappings", "bandwidth", "ipRanges", "dns", capabilityAnnotations}
 
 // capabilityAnnotations is containerd's and CRI-O's.
 const capabilityAnnotations = "io.kubernetes.cri.pod-annotations"
@@ -58,18 +55,38 @@ type askedDNS struct {
 	Options  []string `json:"options"`
 }
 
+// field finds what a capability's value goes into.
+func (a *asked) field(capability string) (value any, ok bool) {
+	switch capability {
+	case "ips":
+		return &a.IPs, true
+	case "mac":
+		return &a.MAC, true
+	case "portMappings":
+		return &a.PortMappings, true
+	case "bandwidth":
+		return &a.Bandwidth, true
+	case "ipRanges":
+		return &a.IPRanges, true
+	case "dns":
+		return &a.DNS, true
+	case capabilityAnnotations:
+		return &a.Annotations, true
+	}
+	return nil, false
+}
+
 func (a *asked) UnmarshalJSON(b []byte) error {
-	type plain asked
-	if err := json.Unmarshal(b, (*plain)(a)); err != nil {
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal(b, &values); err != nil {
 		return err
 	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(b, &keys); err != nil {
-		return err
-	}
-	for k := range keys {
-		if !slices.Contains(capabilities, k) {
-			a.unknown = append(a.unknown, k)
+	for capability, text := range values {
+		value, ok := a.field(capability)
+		if !ok {
+			a.unknown = append(a.unknown, capability)
+		} else if err := json.Unmarshal(text, value); err != nil {
+			return fmt.Errorf("%s: %w", capability, err)
 		}
 	}
 	slices.Sort(a.unknown)
@@ -90,7 +107,7 @@ type wishes struct {
 // wishes reads what was asked for, by whichever of the ways a runtime has; the
 // more specific one wins.
 func (c *conf) wishes(a args) (w wishes, err error) {
-	r := c.RuntimeConfig
+	r := c.runtime
 	if len(r.unknown) > 0 {
 		return w, invalid("runtimeConfig", fmt.Sprintf("%.80q is nothing this plugin can do: take it out of its capabilities", r.unknown[0]))
 	}
@@ -99,7 +116,7 @@ func (c *conf) wishes(a args) (w wishes, err error) {
 		noted.IPs = strings.Split(s, ",")
 	}
 	texts, mac := a.ips, a.mac
-	for _, s := range []asked{c.Args.CNI, noted, r} {
+	for _, s := range []asked{c.cniArgs, noted, r} {
 		if len(s.IPs) > 0 {
 			texts = s.IPs
 		}
@@ -125,7 +142,7 @@ func (c *conf) wishes(a args) (w wishes, err error) {
 	if w.fromPod, err = c.newLimit("egress", r.Bandwidth.EgressRate, r.Bandwidth.EgressBurst); err != nil {
 		return w, err
 	}
-	w.dns, err = c.dns()
+	w.dns, err = c.resultDNS()
 	return w, err
 }
 
@@ -168,7 +185,7 @@ func parseMAC(s string) (mac rtnl.MAC, err error) {
 const maxPorts = 256
 
 func (c *conf) hostPorts() ([]mesh.HostPort, error) {
-	list := c.RuntimeConfig.PortMappings
+	list := c.runtime.PortMappings
 	if len(list) == 0 {
 		return nil, nil
 	}
@@ -277,18 +294,18 @@ func (l limit) tbf(index int, name string) rtnl.Tbf {
 	return rtnl.Tbf{Index: index, Name: name, Rate: l.Rate, Burst: l.Burst, Limit: uint32(queue) + l.Burst}
 }
 
-// dns for the result: what the runtime says, else what the conflist says.
-func (c *conf) dns() (types.DNS, error) {
-	d := c.RuntimeConfig.DNS
+// resultDNS: what the runtime says, else what the conflist says.
+func (c *conf) resultDNS() (types.DNS, error) {
+	d := c.runtime.DNS
 	if len(d.Servers)+len(d.Searches)+len(d.Options) == 0 {
-		return c.DNS, nil
+		return c.dns, nil
 	}
 	for _, s := range d.Servers {
 		if _, err := netip.ParseAddr(s); err != nil {
 			return types.DNS{}, invalid("dns", fmt.Sprintf("server %.80q: want an address", s))
 		}
 	}
-	return types.DNS{Nameservers: d.Servers, Search: d.Searches, Options: d.Options, Domain: c.DNS.Domain}, nil
+	return types.DNS{Nameservers: d.Servers, Search: d.Searches, Options: d.Options, Domain: c.dns.Domain}, nil
 }
 
 // args are the CNI_ARGS this plugin understands.

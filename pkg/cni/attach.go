@@ -209,61 +209,48 @@ func (s sysctl) set() error {
 // errNameTaken: there is an interface of that name, on the host or in the pod.
 var errNameTaken = errors.New("interface exists")
 
-// attach makes the kernel hold a. host is a socket in the host's namespace.
-// What it leaves behind when it ends early is the host's link, or nothing.
-// Routes to the pod come last, after admit: a host route means that everything
-// before it stands.
-func (a *attachment) attach(host *rtnl.Conn, ns *netns, admit func() error) error {
-	ipv6 := ipv6Exists()
-	var pod *rtnl.Conn
-	var podIndex int
-	err := ns.visit(func() (err error) {
-		if pod, err = rtnl.Open(); err != nil {
-			return err
-		}
-		if a.defaults, err = missingDefaults(pod, a.addresses); err != nil {
-			return err
-		}
-		if err := host.Do(a.veth(int(ns.f.Fd()))); errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("%w: %w", errNameTaken, err)
-		} else if err != nil {
-			return err
-		}
-		link, err := pod.Link(a.podLink)
-		if err != nil {
-			return err
-		}
-		podIndex = link.Index
-		if ipv6 {
-			return setSysctls(a.podSysctls())
-		}
-		return nil
-	})
-	if pod != nil {
-		defer pod.Close()
+// site is where an attachment is made: sockets on the host and in the pod, and
+// the pod's namespace.
+type site struct {
+	host, pod *rtnl.Conn
+	ns        *netns
+}
+
+// attach makes the kernel hold a. What it leaves behind when it ends early is
+// the host's link, or nothing. Routes to the pod come last, after admit: a host
+// route means that everything before it stands.
+func (a *attachment) attach(at site, admit func() error) error {
+	if err := at.host.Do(a.veth(int(at.ns.f.Fd()))); errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("%w: %w", errNameTaken, err)
+	} else if err != nil {
+		return err
 	}
+	inPod, err := at.pod.Link(a.podLink)
 	if err != nil {
 		return err
 	}
-	link, err := host.Link(a.hostLink)
+	link, err := at.host.Link(a.hostLink)
 	if err != nil {
 		return err
 	}
-	if ipv6 {
+	if ipv6Exists() {
+		if err := at.ns.visit(func() error { return setSysctls(a.podSysctls()) }); err != nil {
+			return err
+		}
 		if err := setSysctls(a.hostSysctls()); err != nil {
 			return err
 		}
 	}
-	if err := host.Do(a.hostUp(link.Index)...); err != nil {
+	if err := at.host.Do(a.hostUp(link.Index)...); err != nil {
 		return err
 	}
-	if err := pod.Do(a.pod(podIndex)...); err != nil {
+	if err := at.pod.Do(a.pod(inPod.Index)...); err != nil {
 		return fmt.Errorf("in the pod: %w", err)
 	}
 	if err := admit(); err != nil {
 		return err
 	}
-	return host.Do(a.reach(link.Index)...)
+	return at.host.Do(a.reach(link.Index)...)
 }
 
 // missingDefaults are the default routes of the addresses' families that the

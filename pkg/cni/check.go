@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -14,18 +13,18 @@ import (
 )
 
 // check compares what ADD made with what is there.
-func (p *plugin) check(c *conf, cmd *skel.CmdArgs) error {
+func check(c *conf, cmd *call) error {
 	if err := c.complete(); err != nil {
 		return err
 	}
 	s := c.store()
-	n, ok, err := s.find(cmd.ContainerID, cmd.IfName)
+	n, ok, err := s.find(cmd.containerID, cmd.ifName)
 	if err != nil {
 		return err
 	}
 	if !ok {
 		return types.NewError(types.ErrUnknownContainer, "no record of the attachment",
-			fmt.Sprintf("%s of container %s in %s", cmd.IfName, cmd.ContainerID, s.dir))
+			fmt.Sprintf("%s of container %s in %s", cmd.ifName, cmd.containerID, s.dir))
 	}
 	text, err := os.ReadFile(s.path(n.String()))
 	if err != nil {
@@ -38,7 +37,7 @@ func (p *plugin) check(c *conf, cmd *skel.CmdArgs) error {
 	if r.HostLocal != "" {
 		return types.NewError(CodeDrift, "attachment was made by another plugin: DEL and ADD the pod", r.HostLocal)
 	}
-	ns, err := openNetns(cmd.Netns)
+	ns, err := openNetns(cmd.netns)
 	if err != nil {
 		return err
 	}
@@ -49,7 +48,7 @@ func (p *plugin) check(c *conf, cmd *skel.CmdArgs) error {
 	}
 	defer host.Close()
 	a := r.attachment(c.MTU)
-	missing := a.adopt(c.prevResult, cmd.IfName, cmd.Netns)
+	missing := a.adopt(c.prevResult, cmd.ifName, cmd.netns)
 	found, err := drift(host, ns, a)
 	if err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
@@ -31,28 +30,28 @@ const maxTries = 10
 // takes. That the link may send from its addresses is left to be taken back by
 // the daemon, whom the record's going wakes, by GC and Sweep, or by an ADD of
 // the same link: until then it is about a link that is down.
-func (p *plugin) del(c *conf, cmd *skel.CmdArgs) error {
+func del(c *conf, cmd *call) error {
 	host, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
 	defer host.Close()
 	remove := erase
-	if ns, err := openNetns(cmd.Netns); err == nil {
+	if ns, err := openNetns(cmd.netns); err == nil {
 		ns.Close()
 		remove = silence
 	}
 	s := c.store()
 	for range maxTries {
-		n, ok, err := s.find(cmd.ContainerID, cmd.IfName)
+		n, ok, err := s.find(cmd.containerID, cmd.ifName)
 		if err != nil {
 			return err
 		}
 		if !ok {
-			if err := remove(host, Record{ContainerID: cmd.ContainerID, IfName: cmd.IfName}); err != nil {
+			if err := remove(host, Record{ContainerID: cmd.containerID, IfName: cmd.ifName}); err != nil {
 				return err
 			}
-			return s.giveBackHostLocal(cmd.ContainerID, cmd.IfName)
+			return s.giveBackHostLocal(cmd.containerID, cmd.ifName)
 		}
 		h, err := s.hold(n, unix.LOCK_EX)
 		if errors.Is(err, errGone) {
@@ -110,14 +109,18 @@ func (h *held) detach(host *rtnl.Conn, r Record, remove func(*rtnl.Conn, Record)
 }
 
 // gc detaches what the runtime does not list.
-func (p *plugin) gc(c *conf, _ *skel.CmdArgs) error {
+func gc(c *conf, _ *call) error {
+	attachments, err := c.validAttachments()
+	if err != nil {
+		return err
+	}
 	host, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
 	defer host.Close()
 	valid := func(containerID, ifName string) bool {
-		return slices.Contains(c.ValidAttachments, types.GCAttachment{ContainerID: containerID, IfName: ifName})
+		return slices.Contains(attachments, types.GCAttachment{ContainerID: containerID, IfName: ifName})
 	}
 	s := c.store()
 	var failed []error

@@ -1,14 +1,12 @@
 package cni
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -20,35 +18,31 @@ import (
 // does what the stock one does: it sets lo up.
 const LoopbackType = "loopback"
 
-// loopbackFuncs are the verbs of that plugin. The kernel takes lo away with
-// the namespace, so there is nothing to undo.
-func loopbackFuncs() skel.CNIFuncs {
-	nothing := func(*skel.CmdArgs) error { return nil }
-	return skel.CNIFuncs{Add: addLoopback, Del: nothing, Check: nothing, GC: nothing, Status: nothing}
+// loopbackVerbs are those of that plugin. The kernel takes lo away with the
+// namespace, so there is nothing to undo.
+func loopbackVerbs() verbs {
+	nothing := func(*conf, *call) error { return nil }
+	return verbs{add: addLoopback, del: nothing, check: nothing, gc: nothing, status: nothing}
 }
 
-func addLoopback(cmd *skel.CmdArgs) error {
-	var conf types.NetConf
-	if err := json.Unmarshal(cmd.StdinData, &conf); err != nil {
-		return types.NewError(types.ErrDecodingFailure, "read network configuration", err.Error())
-	}
-	ns, err := openNetns(cmd.Netns)
+func addLoopback(c *conf, cmd *call) error {
+	ns, err := openNetns(cmd.netns)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 	if err := ns.visit(setLoopbackUp); err != nil {
-		return coded(err)
+		return err
 	}
 	lo := 0
 	return types.PrintResult(&types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,
-		Interfaces: []*types100.Interface{{Name: "lo", Mac: "00:00:00:00:00:00", Sandbox: cmd.Netns}},
+		Interfaces: []*types100.Interface{{Name: "lo", Mac: "00:00:00:00:00:00", Sandbox: cmd.netns}},
 		IPs: []*types100.IPConfig{
 			{Interface: &lo, Address: net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}},
 			{Interface: &lo, Address: net.IPNet{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)}},
 		},
-	}, conf.CNIVersion)
+	}, c.CNIVersion)
 }
 
 func setLoopbackUp() error {

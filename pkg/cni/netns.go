@@ -9,6 +9,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
+
+	"meshd.dev/pkg/cni/rtnl"
 )
 
 // netns is an open network namespace file.
@@ -22,7 +24,7 @@ const nsfsMagic = 0x6e736673
 
 // openNetns opens the namespace the runtime named.
 func openNetns(path string) (*netns, error) {
-	f, err := os.Open(path)
+	f, err := openFile(path, unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, types.NewError(types.ErrUnknownContainer, "network namespace does not exist", "CNI_NETNS="+path)
 	}
@@ -58,11 +60,20 @@ func netnsIs(path string, device, inode uint64) bool {
 
 func (n *netns) Close() error { return n.f.Close() }
 
+// open opens a socket in the namespace.
+func (n *netns) open() (c *rtnl.Conn, err error) {
+	err = n.visit(func() error {
+		c, err = rtnl.Open()
+		return err
+	})
+	return c, err
+}
+
 // visit runs f with the calling thread in the namespace. A thread that does
 // not find its way back is never given to anybody else.
 func (n *netns) visit(f func() error) error {
 	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
+	home, err := openFile("/proc/thread-self/ns/net", unix.O_RDONLY)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open own network namespace: %w", err)

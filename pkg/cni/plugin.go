@@ -9,54 +9,59 @@ import (
 	"runtime"
 	"syscall"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 )
 
 // Main runs the plugin once, as the environment and standard input say, and
-// gives the exit code. about is printed when there is no CNI_COMMAND.
-func Main(about string) int {
+// gives the exit code. name is printed when there is no CNI_COMMAND.
+func Main(name string) int {
 	// One thread: it visits namespaces, and a test counts its system calls.
 	runtime.LockOSThread()
-	p := &plugin{version: types100.ImplementedSpecVersion}
-	verbs := skel.CNIFuncs{
-		Add: p.verb(p.add), Del: p.verb(p.del), Check: p.verb(p.check), GC: p.verb(p.gc), Status: p.verb(p.status),
+	stackSink = growStack(len(name))
+	if os.Getenv("CNI_COMMAND") == "" {
+		about(name)
+		return 0
 	}
+	v := verbs{add: add, del: del, check: check, gc: gc, status: status}
 	if filepath.Base(os.Args[0]) == LoopbackType {
-		verbs = loopbackFuncs()
+		v = loopbackVerbs()
 	}
-	err := skel.PluginMainFuncsWithError(verbs, version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"), about)
+	c, err := v.run(os.Getenv, os.Stdin, os.Stdout)
 	if err == nil {
 		return 0
+	}
+	_, _ = os.Stdout.Write(errorText(c, err))
+	return 1
+}
+
+// growStack makes the stack as large as an ADD needs it while it is all but
+// empty: Go would copy it three times on the way down, frame by frame, which
+// was 0.15 ms.
+//
+//go:noinline
+func growStack(i int) byte {
+	var room [16 << 10]byte
+	room[i&0xfff] = 1
+	return room[i&0xff]
+}
+
+var stackSink byte // so that growStack is not optimised away
+
+// errorText is an error as the specification has it, in the version in use.
+func errorText(c *conf, err error) []byte {
+	e := &types.Error{}
+	errors.As(coded(err), &e)
+	version := types100.ImplementedSpecVersion
+	if c != nil && c.CNIVersion != "" {
+		version = c.CNIVersion
 	}
 	text, _ := json.MarshalIndent(struct {
 		CNIVersion string `json:"cniVersion"`
 		*types.Error
-	}{p.version, err}, "", "    ")
-	_, _ = os.Stdout.Write(append(text, '\n'))
-	return 1
-}
-
-type plugin struct {
-	// version of the specification in use, for errors.
-	version string
-}
-
-// verb reads the configuration before f and gives errors a code after it.
-func (p *plugin) verb(f func(*conf, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
-	return func(cmd *skel.CmdArgs) error {
-		c, err := parseConf(cmd.StdinData)
-		if err != nil {
-			return err
-		}
-		if c.CNIVersion != "" {
-			p.version = c.CNIVersion
-		}
-		return coded(f(c, cmd))
-	}
+	}{version, e}, "", "    ")
+	return append(text, '\n')
 }
 
 // coded gives an error without a code the one that fits: what went wrong with

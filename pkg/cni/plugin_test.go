@@ -164,7 +164,7 @@ func TestErrorsHaveTheSpecificationsCodes(t *testing.T) {
 		{"no namespace", verbEnv("ADD", "x", "/nonexistent/ns"), "1.1.0", nil, types.ErrUnknownContainer, "/nonexistent/ns"},
 		{"not a namespace", verbEnv("ADD", "x", file), "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "CNI_NETNS"},
 		{"the host's namespace", verbEnv("ADD", "x", own), "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "CNI_NETNS"},
-		{"bad container", verbEnv("ADD", "../x", pod), "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "container"},
+		{"bad container", verbEnv("ADD", "../x", pod), "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID"},
 		{"long container", verbEnv("ADD", strings.Repeat("x", 129), pod), "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "128"},
 		{"no verb's variables", []string{"CNI_COMMAND=ADD"}, "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "CNI_NETNS"},
 		{"bad args", append(verbEnv("ADD", "x", pod), "CNI_ARGS=nonsense"), "1.1.0", nil, types.ErrInvalidEnvironmentVariables, "CNI_ARGS"},
@@ -403,9 +403,9 @@ func TestGC(t *testing.T) {
 	l.mustAdd(rt("lose", lose))
 	left := l.newPod()
 	l.mustAdd(rt("left", left))
-	l.mustDel(rt("left", left)) // its link waits for its namespace
-	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "keep", IfName: "eth0"}}}
-	for range 2 {
+	l.mustDel(rt("left", left))                                                        // its link waits for its namespace
+	for _, key := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} { // the second in texts before 1.1.0 was final
+		valid := map[string]any{key: []types.GCAttachment{{ContainerID: "keep", IfName: "eth0"}}}
 		if _, err := l.verb("GC", "", "", valid); err != nil {
 			t.Fatal(err)
 		}
@@ -418,6 +418,11 @@ func TestGC(t *testing.T) {
 	}
 	if err := l.check(rt("keep", keep)); err != nil {
 		t.Errorf("GC hurt a valid attachment: %v", err)
+	}
+	_, err := l.verb("GC", "", "", map[string]any{"cni.dev/valid-attachments": "keep"})
+	wantCode(t, err, types.ErrDecodingFailure, "valid-attachments")
+	if got := l.records(); len(got) != 1 {
+		t.Errorf("records %v after a GC with a list that is none", got)
 	}
 	if err := l.cni.GCNetworkList(context.Background(), l.list, nil); err != nil {
 		t.Errorf("GC of libcni: %v", err)

