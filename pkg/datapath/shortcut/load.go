@@ -32,9 +32,8 @@ type loaded struct {
 }
 
 // load gives the kernel a new program with empty maps.
-func load() (l *loaded, err error) {
-	l = &loaded{}
-	done := false
+func load() (*loaded, error) {
+	l, done := &loaded{}, false
 	defer func() {
 		if !done {
 			l.close()

@@ -402,6 +402,37 @@ func remembered(t *testing.T, from netip.Addr, port uint16) (seconds uint32, ok 
 	return 0, false
 }
 
+// What goes wrong while the program is made is said, and everything is as
+// before.
+func TestLoadThatFails(t *testing.T) {
+	newLab(t)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &was)
+	free, err := unix.Dup(0) // the next descriptor would have this number
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(free)
+	for more := range 8 { // enough of them for one step more each time
+		limit := unix.Rlimit{Cur: uint64(free + more), Max: was.Max}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		l, err := load()
+		if err == nil {
+			l.close()
+			if more == 0 {
+				t.Error("without a descriptor left a program was loaded")
+			}
+			return
+		}
+	}
+	t.Error("eight descriptors are not enough")
+}
+
 // Pods' links are brought from any mess to one program each, and what others
 // have there stays.
 func TestMess(t *testing.T) {
