@@ -39,7 +39,7 @@ traffic to other nodes then stops, in clear it never goes.`,
 			if _, err := os.Stat("/dev/net/tun"); err != nil {
 				return fmt.Errorf("this kernel has neither WireGuard nor TUN: %w; load the module wireguard or tun, or use a kernel with one of them", err)
 			}
-			return userspace.Run(cmd.Context(), userspace.Config{Device: device, NoOffloads: noOffloads, TakeOver: takeOver, Log: log})
+			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Hurry: true, NoOffloads: noOffloads, TakeOver: takeOver, Log: log})
 		},
 	}
 	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard; for a service that starts everywhere")

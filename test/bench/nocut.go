@@ -40,7 +40,7 @@ func noCut(ctx context.Context, w *story.World, o options) (rows []row, err erro
 	if err != nil {
 		return nil, err
 	}
-	cut, err := keepFlows(ctx, w, to, func() error {
+	cut, err := keepFlows(ctx, w, "m1", to, 100, func() error {
 		for i := range o.restarts {
 			if err := restartOnce(ctx, w, o, []string{"m1", "m3"}[i%2], i%3); err != nil {
 				return fmt.Errorf("restart %d: %w", i+1, err)
@@ -56,7 +56,7 @@ func noCut(ctx context.Context, w *story.World, o options) (rows []row, err erro
 	if err != nil {
 		return nil, err
 	}
-	calm, err := keepFlows(ctx, w, to, func() error {
+	calm, err := keepFlows(ctx, w, "m1", to, 100, func() error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -69,7 +69,7 @@ func noCut(ctx context.Context, w *story.World, o options) (rows []row, err erro
 	}
 	return []row{
 		{fmt.Sprintf("%d restarts of meshd: connections broken", o.restarts), fmt.Sprintf("%d of %d", cut.Broken, cut.Connections), fmt.Sprintf("%d of %d without", calm.Broken, calm.Connections), "stopped, killed, replaced by turns, on both ends; goal 0"},
-		{"UDP questions unanswered", fmt.Sprintf("%d of %d", cut.Asked-cut.Answered, cut.Asked), fmt.Sprintf("%d of %d without", calm.Asked-calm.Answered, calm.Asked), "about 1,000 asked a second; dropped " + since(before, after)},
+		{"UDP questions unanswered", fmt.Sprintf("%d of %d", cut.Unanswered(), cut.Asked), fmt.Sprintf("%d of %d without", calm.Unanswered(), calm.Asked), "about 1,000 asked a second; dropped " + since(before, after)},
 		{"longest time without an answer", ms(cut.Gap), ms(calm.Gap) + " without", "aim 0 more; -nice 19 tells what a restart does from the CPU it takes"},
 	}, nil
 }
@@ -163,9 +163,9 @@ func replaceFile(path string) error {
 	return firstOf(next.Close(), os.Rename(path+".next", path))
 }
 
-// keepFlows has flows go from m1 while f runs.
-func keepFlows(ctx context.Context, w *story.World, to string, f func() error) (r flows.Result, err error) {
-	cmd := w.Machine("m1").Command(ctx, "/usr/local/bin/bench", "flows", "ask", to, "100")
+// keepFlows has flows go from a machine while f runs.
+func keepFlows(ctx context.Context, w *story.World, from, to string, connections int, f func() error) (r flows.Result, err error) {
+	cmd := w.Machine(from).Command(ctx, "/usr/local/bin/bench", "flows", "ask", to, strconv.Itoa(connections))
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return r, err

@@ -2,71 +2,69 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"regexp"
-	"strconv"
 	"time"
 
+	"meshd.dev/test/flows"
+	"meshd.dev/test/netlab"
 	"meshd.dev/test/story"
 )
 
 // rotate changes keys again and again, of one machine, of another, and of all
-// at once, while pings of a thousand a second go through the tunnels from m1
+// at once, while a thousand questions a second go through the tunnels from m1
 // to m3 and from m3 to m2, and counts those that are not answered.
-func rotate(ctx context.Context, w *story.World, o options) ([]row, error) {
-	pings := []struct{ from, to string }{{"m1", "m3"}, {"m3", "m2"}}
-	for _, p := range pings {
-		to, err := w.MeshAddr(ctx, p.to)
+func rotate(ctx context.Context, w *story.World, o options) (rows []row, err error) {
+	var to []string
+	for _, name := range []string{"m3", "m2"} {
+		addr, err := w.MeshAddr(ctx, name)
 		if err != nil {
 			return nil, err
 		}
-		// What waits for its turn on a busy machine is not to be lost there.
-		script := fmt.Sprintf(`ip link set mesh0 txqueuelen 10000
-			setsid ping -q -n -i 0.001 -S 8000000 %s >/tmp/ping-rotate 2>&1 </dev/null & echo $! >/tmp/ping-rotate.pid`, to)
-		if _, err := w.Machine(p.from).Run(ctx, "sh", "-ec", script); err != nil {
+		to = append(to, addr.String()+":"+flowsPort)
+		server, err := w.Machine(name).Start(ctx, "flows", "/usr/local/bin/bench", "flows", "serve", to[len(to)-1])
+		if err != nil {
 			return nil, err
 		}
+		defer func() { err = errors.Join(err, netlab.Kill(context.WithoutCancel(ctx), server)) }()
+	}
+	before, err := dropped(ctx, w)
+	if err != nil {
+		return nil, err
 	}
 	var times []time.Duration
-	var failed error
-	for i := 0; i < o.rotations && failed == nil; i++ {
+	var inner flows.Result
+	outer, err := keepFlows(ctx, w, "m1", to[0], 1, func() (err error) {
+		inner, err = keepFlows(ctx, w, "m3", to[1], 1, func() (err error) {
+			times, err = changeKeys(ctx, w, o.rotations)
+			return err
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	after, err := dropped(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	asked, lost := outer.Asked+inner.Asked, outer.Unanswered()+inner.Unanswered()
+	return []row{
+		{fmt.Sprintf("%d changes of keys: of 1,000 questions a second each way unanswered", len(times)), fmt.Sprintf("%d of %d", lost, asked), "",
+			fmt.Sprintf("%d in a row at most; goal 0; dropped %s; connections broken: %d", max(outer.Burst, inner.Burst), since(before, after), outer.Broken+inner.Broken)},
+		{"a change of keys", sec(quantile(times, .5)) + " median", "", sec(quantile(times, 1)) + " at most"},
+	}, nil
+}
+
+// changeKeys so many times.
+func changeKeys(ctx context.Context, w *story.World, changes int) (times []time.Duration, err error) {
+	for i := range changes {
 		command := [][]string{{"m1", "meshctl", "keys", "rotate"}, {"m3", "meshctl", "keys", "rotate"}, {"m1", "meshctl", "keys", "rotate", "--all"}}[i%3]
 		start := time.Now()
 		if out, err := w.Machine(command[0]).Run(ctx, command[1:]...); err != nil {
-			failed = fmt.Errorf("change of key %d: %w: %s", i, err, out)
+			return times, fmt.Errorf("change of key %d: %w: %s", i, err, out)
 		}
 		times = append(times, time.Since(start))
 	}
-	sent, received := 0, 0
-	for _, p := range pings {
-		out, err := w.Machine(p.from).Run(ctx, "sh", "-ec", `kill -INT $(cat /tmp/ping-rotate.pid)
-			while kill -0 $(cat /tmp/ping-rotate.pid) 2>/dev/null; do sleep 0.1; done
-			cat /tmp/ping-rotate; rm /tmp/ping-rotate /tmp/ping-rotate.pid`)
-		if err != nil {
-			return nil, err
-		}
-		n, m, err := pinged(out)
-		if err != nil {
-			return nil, err
-		}
-		sent, received = sent+n, received+m
-	}
-	if failed != nil {
-		return nil, failed
-	}
-	return []row{{fmt.Sprintf("%d changes of keys under 1,000 packets a second each way: packets lost", len(times)), fmt.Sprint(sent - received), "",
-		fmt.Sprintf("of %d; a change took %s median, %s at most", 2*sent, sec(quantile(times, .5)), sec(quantile(times, 1)))}}, nil
-}
-
-var pingSummary = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
-
-// pinged reads how many pings were sent and answered.
-func pinged(out string) (sent, received int, err error) {
-	m := pingSummary.FindStringSubmatch(out)
-	if m == nil {
-		return 0, 0, fmt.Errorf("ping says %q", out)
-	}
-	sent, _ = strconv.Atoi(m[1])
-	received, _ = strconv.Atoi(m[2])
-	return sent, received, nil
+	return times, nil
 }

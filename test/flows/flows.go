@@ -5,6 +5,7 @@ package flows
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Serve echoes what comes to addr, TCP and UDP, until ctx ends.
@@ -30,6 +33,7 @@ func Serve(ctx context.Context, addr string) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() {
+		patient(u)
 		buf := make([]byte, 2000)
 		for {
 			n, from, err := u.ReadFrom(buf)
@@ -63,14 +67,25 @@ type Result struct {
 	// Connections made, and those that did not live to the end.
 	Connections, Broken int
 	// Asked and Answered over UDP; Gap is the longest time between two
-	// answers.
-	Asked, Answered int
-	Gap             time.Duration
+	// answers, Burst the most questions in a row without one.
+	Asked, Answered, Burst int
+	Gap                    time.Duration
+}
+
+// Unanswered questions.
+func (r Result) Unanswered() int { return r.Asked - r.Answered }
+
+// patient: what waits for its reader on a busy machine is not lost in the
+// socket.
+func patient(c net.PacketConn) {
+	if raw, err := c.(*net.UDPConn).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
+	}
 }
 
 func (r Result) String() string {
-	return fmt.Sprintf("%d of %d connections broken; %d of %d questions unanswered; longest time without an answer %.1f ms",
-		r.Broken, r.Connections, r.Asked-r.Answered, r.Asked, r.Gap.Seconds()*1e3)
+	return fmt.Sprintf("%d of %d connections broken; %d of %d questions unanswered, %d in a row at most; longest time without an answer %.1f ms",
+		r.Broken, r.Connections, r.Unanswered(), r.Asked, r.Burst, r.Gap.Seconds()*1e3)
 }
 
 // Probe keeps n connections to addr alive, each saying something ten times a
@@ -89,6 +104,7 @@ func Probe(ctx context.Context, addr string, n int, ready func()) (Result, error
 	if err != nil {
 		return Result{}, err
 	}
+	patient(u.(*net.UDPConn))
 	ready()
 	var all sync.WaitGroup
 	var broken atomic.Int64
@@ -101,11 +117,22 @@ func Probe(ctx context.Context, addr string, n int, ready func()) (Result, error
 	}
 	r := Result{Connections: n}
 	all.Go(func() { r.Asked = ask(ctx, u) })
-	all.Go(func() { r.Answered, r.Gap = listen(u) })
+	var answered []bool
+	all.Go(func() { answered, r.Gap = listen(u) })
 	<-ctx.Done()
 	time.AfterFunc(time.Second, func() { u.Close() }) // the last answers
 	all.Wait()
 	r.Broken = int(broken.Load())
+	row := 0
+	for i := range r.Asked {
+		if i < len(answered) && answered[i] {
+			r.Answered++
+			row = 0
+			continue
+		}
+		row++
+		r.Burst = max(r.Burst, row)
+	}
 	return r, nil
 }
 
@@ -140,25 +167,33 @@ func ask(ctx context.Context, u net.Conn) (asked int) {
 			return asked
 		case <-tick.C:
 		}
-		if _, err := u.Write([]byte("question")); err == nil {
+		if _, err := u.Write(binary.BigEndian.AppendUint64(nil, uint64(asked))); err == nil {
 			asked++
 		}
 	}
 }
 
-func listen(u net.Conn) (answered int, longest time.Duration) {
+// listen notes which questions are answered until u is closed.
+func listen(u net.Conn) (answered []bool, longest time.Duration) {
 	buf := make([]byte, 100)
 	var last time.Time
 	for {
-		_, err := u.Read(buf)
+		n, err := u.Read(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return answered, longest
 		}
-		if err != nil {
+		if err != nil || n < 8 {
 			continue // refused
 		}
+		const most = 1 << 24 // hours of questions
+		if i := binary.BigEndian.Uint64(buf); i < most {
+			for uint64(len(answered)) <= i {
+				answered = append(answered, false)
+			}
+			answered[i] = true
+		}
 		now := time.Now()
-		if answered++; !last.IsZero() {
+		if !last.IsZero() {
 			longest = max(longest, now.Sub(last))
 		}
 		last = now

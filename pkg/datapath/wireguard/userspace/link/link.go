@@ -31,6 +31,9 @@ import (
 // batch is how many packets a read or write takes.
 const batch = 128
 
+// queueLength is how many packets wait in the link for this process.
+const queueLength = 2000
+
 // Device is a TUN link; it implements tun.Device. Use Open.
 type Device struct {
 	name  string
@@ -126,6 +129,11 @@ func newDevice(name string, file *os.File) (_ *Device, err error) {
 	kernels := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: int(d.index)}}
 	if err = netlink.LinkSetGSOMaxSegs(kernels, batch); err != nil {
 		return nil, fmt.Errorf("set gso_max_segs %d of link %s: %w", batch, name, err)
+	}
+	// The kernel's 500 are half a second of a thousand packets; a process may
+	// have to wait for its turn that long.
+	if err = netlink.LinkSetTxQLen(kernels, queueLength); err != nil {
+		return nil, fmt.Errorf("set txqueuelen %d of link %s: %w", queueLength, name, err)
 	}
 	d.in.take, d.out.put = d.fill, d.flush
 	done = true
