@@ -291,11 +291,21 @@ const (
 	maxAddresses = 2
 )
 
-// An interface name may hold the comma that parts the fields.
-var (
-	escapeIfName   = strings.NewReplacer("%", "%25", ",", "%2C")
-	unescapeIfName = strings.NewReplacer("%25", "%", "%2C", ",")
-)
+// An interface name may hold the comma that parts the fields. Hardly any does,
+// and a strings.Replacer is a thirtieth of a millisecond in the making.
+func escapeIfName(s string) string {
+	if !strings.ContainsAny(s, "%,") {
+		return s
+	}
+	return strings.NewReplacer("%", "%25", ",", "%2C").Replace(s)
+}
+
+func unescapeIfName(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	return strings.NewReplacer("%25", "%", "%2C", ",").Replace(s)
+}
 
 func (n recordName) String() string {
 	var b strings.Builder
@@ -303,7 +313,7 @@ func (n recordName) String() string {
 		b.WriteString(a.String())
 		b.WriteByte(',')
 	}
-	b.WriteString(escapeIfName.Replace(n.ifName))
+	b.WriteString(escapeIfName(n.ifName))
 	b.WriteByte(',')
 	b.WriteString(n.containerID)
 	if n.corrupt {
@@ -328,7 +338,7 @@ func parseRecordName(file string) (recordName, bool) {
 		}
 		n.addresses = append(n.addresses, a)
 	}
-	n.ifName, n.containerID = unescapeIfName.Replace(fields[last-1]), fields[last]
+	n.ifName, n.containerID = unescapeIfName(fields[last-1]), fields[last]
 	return n, n.ifName != "" && n.containerID != ""
 }
 
