@@ -379,7 +379,7 @@ func (d *Datapath) applyAll(ctx context.Context, state *mesh.State) error {
 	}
 	d.begun = true
 	routes, err2 := d.applyLinks(ctx, wish)
-	d.told(state, "whole", began, len(routes))
+	d.told(state, "whole", began, len(routes)+d.device.Did())
 	d.became(wish)
 	d.repaired(again, routes)
 	d.report(d.Tunnels())

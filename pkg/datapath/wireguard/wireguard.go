@@ -122,6 +122,7 @@ type Device struct {
 	// lost of it before the last Apply.
 	last  *Config
 	drift []string
+	did   int // ops of the last Apply or Follow
 	// have is what the device is as far as it was read and changed since; nil:
 	// not known. changes counts what may have changed it.
 	have    *state
@@ -231,6 +232,7 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 // do the ops in order.
 func (d *Device) do(ctx context.Context, ops []op) error {
 	var errs []error
+	d.did = len(ops)
 	for _, op := range ops {
 		err := op.do(ctx, d)
 		d.changed(op)
@@ -261,6 +263,13 @@ func (d *Device) Drift() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.drift
+}
+
+// Did counts what the last Apply or Follow did.
+func (d *Device) Did() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.did
 }
 
 // Plan lists what Apply would do.
