@@ -116,6 +116,7 @@ func runAgent(ctx context.Context, cfg agentConfig) error {
 		return err
 	}
 	quietLibraries(log)
+	frugal()
 	if err := lockState(cfg.DataDir); err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ func runJoin(ctx context.Context, cfg nodeConfig, server, token string) error {
 		return err
 	}
 	quietLibraries(log)
+	frugal()
 	if err := lockState(cfg.DataDir); err != nil {
 		return err
 	}

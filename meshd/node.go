@@ -109,6 +109,7 @@ func newNode(cfg nodeConfig, role string, log *slog.Logger) (*node, error) {
 // it.
 func (n *node) build(parts ...func() error) error {
 	n.client.QPS, n.client.Burst = 100, 200
+	n.client.DisableCompression = n.role == roleServer // the API is this very process
 	n.client.UserAgent = "meshd/" + version()
 	kube.Patient(n.client)
 	var err error

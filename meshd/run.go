@@ -2,6 +2,9 @@ package main
 
 import (
 	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"k8s.io/klog/v2"
@@ -28,3 +31,21 @@ func quietLibraries(log *slog.Logger) {
 
 // notifyReady tells systemd, where it started us with Type=notify.
 func notifyReady() { _, _ = daemon.SdNotify(false, daemon.SdNotifyReady) }
+
+const (
+	// gcPercent of what is in use may be garbage before it is collected. A node
+	// is idle most of the time, and its memory is the pods'.
+	gcPercent = 50
+	// started is when what only the start needed can go back to the machine,
+	// of which the runtime keeps most for minutes.
+	started = 10 * time.Second
+)
+
+// frugal has this process keep little memory that it does not use. GOGC in the
+// environment says otherwise.
+func frugal() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	time.AfterFunc(started, debug.FreeOSMemory)
+}

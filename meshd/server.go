@@ -50,6 +50,7 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 		return err
 	}
 	quietLibraries(log)
+	frugal()
 	if err := lockState(cfg.DataDir); err != nil {
 		return err
 	}

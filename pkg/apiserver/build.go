@@ -155,8 +155,10 @@ func (s *Server) serving() error {
 	if err := c.WithLoopback().ApplyTo(&s.parts.generic.SecureServing, &s.parts.generic.LoopbackClientConfig); err != nil {
 		return fmt.Errorf("set up serving: %w", err)
 	}
-	// The loopback client is the server's own: it is not throttled.
+	// The loopback client is the server's own: it is not throttled, nor is what
+	// it is told compressed.
 	s.parts.generic.LoopbackClientConfig.QPS = -1
+	s.parts.generic.LoopbackClientConfig.DisableCompression = true
 	s.parts.generic.LoopbackClientConfig.WarningHandler = rest.NoWarnings{}
 	s.parts.generic.PublicAddress = s.cfg.AdvertiseAddress.AsSlice()
 	return nil

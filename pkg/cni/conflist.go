@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -168,16 +169,60 @@ func Install(src, binDir string) (changed bool, err error) {
 }
 
 func install(src, binDir, name string) (changed bool, err error) {
+	dst := filepath.Join(binDir, name)
+	if same, err := equalFiles(src, dst); err == nil && same && unix.Access(dst, unix.X_OK) == nil {
+		return false, nil
+	}
 	want, err := os.ReadFile(src)
 	if err != nil {
 		return false, fmt.Errorf("install plugin: %w", err)
-	}
-	dst := filepath.Join(binDir, name)
-	if have, err := os.ReadFile(dst); err == nil && bytes.Equal(have, want) && unix.Access(dst, unix.X_OK) == nil {
-		return false, nil
 	}
 	if err := durable.WriteFile(dst, want, 0o755); err != nil {
 		return false, fmt.Errorf("install plugin: %w", err)
 	}
 	return true, nil
+}
+
+// equalFiles compares contents without holding them: it is asked every few
+// seconds about megabytes.
+func equalFiles(a, b string) (bool, error) {
+	var files [2]*os.File
+	var sizes [2]int64
+	for i, path := range []string{a, b} {
+		f, err := os.Open(path)
+		if err != nil {
+			return false, err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return false, err
+		}
+		files[i], sizes[i] = f, info.Size()
+	}
+	if sizes[0] != sizes[1] {
+		return false, nil
+	}
+	var parts [2][]byte
+	for i := range parts {
+		parts[i] = make([]byte, 32<<10)
+	}
+	for {
+		var n [2]int
+		var errs [2]error
+		for i, f := range files {
+			n[i], errs[i] = io.ReadFull(f, parts[i])
+		}
+		if !bytes.Equal(parts[0][:n[0]], parts[1][:n[1]]) {
+			return false, nil
+		}
+		for _, err := range errs {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return errors.Is(errs[0], errs[1]), nil
+			}
+			if err != nil {
+				return false, err
+			}
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -134,5 +135,37 @@ func TestInstall(t *testing.T) {
 	}
 	if _, err := Install(src, dir); err == nil {
 		t.Error("installed nothing without an error")
+	}
+}
+
+// What is installed already is recognised by all of its content.
+func TestEqualFiles(t *testing.T) {
+	long := bytes.Repeat([]byte("0123456789abcdef"), 6<<10) // three times what is compared at once
+	changed := bytes.Clone(long)
+	changed[len(changed)-1] = 'x'
+	for _, c := range []struct {
+		name string
+		a, b []byte
+		want bool
+	}{
+		{"the same", long, long, true},
+		{"the last byte", long, changed, false},
+		{"shorter", long, long[:len(long)-1], false},
+		{"odd length", long[:70001], long[:70001], true},
+		{"empty", nil, nil, true},
+	} {
+		dir := t.TempDir()
+		a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+		for path, content := range map[string][]byte{a: c.a, b: c.b} {
+			if err := os.WriteFile(path, content, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := equalFiles(a, b); err != nil || got != c.want {
+			t.Errorf("%s: %t, %v", c.name, got, err)
+		}
+		if _, err := equalFiles(a, filepath.Join(dir, "none")); err == nil {
+			t.Errorf("%s: equal to nothing", c.name)
+		}
 	}
 }

@@ -57,6 +57,9 @@ func setLoopbackUp() error {
 // InstallLoopback puts src into binDir as "loopback" as well, unless there is
 // one already: that one belongs to somebody else, or is ours and current.
 func InstallLoopback(src, binDir string) (changed bool, err error) {
+	if same, err := equalFiles(src, filepath.Join(binDir, LoopbackType)); err == nil && same {
+		return install(src, binDir, LoopbackType)
+	}
 	own, err := os.ReadFile(filepath.Join(binDir, LoopbackType))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
