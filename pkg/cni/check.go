@@ -110,8 +110,12 @@ func drift(host *rtnl.Conn, ns *netns, a attachment) ([]string, error) {
 			return err
 		}
 		defer pod.Close()
-		havePod, err = facts(pod, a.podLink, a.podSysctls())
-		return err
+		if havePod, err = facts(pod, a.podLink, a.podSysctls()); err != nil {
+			return err
+		}
+		lo, err := pod.Link("lo")
+		havePod = append(havePod, upFact("lo", lo.Up))
+		return ignoreGone(err)
 	})
 	if err != nil {
 		return nil, err

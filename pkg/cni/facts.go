@@ -24,6 +24,10 @@ func (f fact) String() string { return strings.TrimSpace(f.key + " " + f.value) 
 func (a attachment) wanted() (host, pod []fact) {
 	host = append(linkFacts(rtnl.Link{Name: a.hostLink, MAC: hostMAC, MTU: a.mtu, Up: true}), a.toPod.facts(a.hostLink)...)
 	pod = append(linkFacts(rtnl.Link{Name: a.podLink, MAC: a.podMAC, MTU: a.mtu, Up: true}), a.fromPod.facts(a.podLink)...)
+	pod = append(pod, upFact("lo", true))
+	if a.has6() {
+		pod = append(pod, addrFact(linkLocal(a.podMAC), a.podLink))
+	}
 	for _, addr := range a.addresses {
 		gw, all := gateway(addr)
 		host = append(host,
@@ -97,7 +101,7 @@ func facts(c *rtnl.Conn, name string, sysctls []sysctl) ([]fact, error) {
 		return nil, err
 	}
 	if ok {
-		out = append(out, limit{Rate: tbf.Rate}.facts(name)...)
+		out = append(out, tbfFacts(tbf, name)...)
 	}
 	for _, s := range sysctls {
 		if text, err := os.ReadFile(s.path()); err == nil {
@@ -111,15 +115,26 @@ func (l limit) facts(dev string) []fact {
 	if l.Rate == 0 {
 		return nil
 	}
-	return []fact{{"qdisc tbf dev " + dev + " rate", fmt.Sprintf("%dbit", l.Rate*8)}}
+	return tbfFacts(l.tbf(0, dev), dev)
+}
+
+// tbfFacts: the kernel does not tell the burst, but the limit has it inside.
+func tbfFacts(t rtnl.Tbf, dev string) []fact {
+	return []fact{
+		{"qdisc tbf dev " + dev + " rate", fmt.Sprintf("%dbit", t.Rate*8)},
+		{"qdisc tbf dev " + dev + " limit", fmt.Sprintf("%db", t.Limit)},
+	}
+}
+
+func upFact(name string, up bool) fact {
+	if up {
+		return fact{"link " + name, "up"}
+	}
+	return fact{"link " + name, "down"}
 }
 
 func linkFacts(l rtnl.Link) []fact {
-	state := "down"
-	if l.Up {
-		state = "up"
-	}
-	out := []fact{{"link " + l.Name, state}, {"link " + l.Name + " address", l.MAC.String()}}
+	out := []fact{upFact(l.Name, l.Up), {"link " + l.Name + " address", l.MAC.String()}}
 	if l.MTU != 0 {
 		out = append(out, fact{"link " + l.Name + " mtu", fmt.Sprint(l.MTU)})
 	}

@@ -349,18 +349,24 @@ func TestCheckSaysWhichPieceIsWrong(t *testing.T) {
 		{"mac", []string{"pod", "ip", "link", "set", "eth0", "address", "0e:00:00:00:00:01"}, "link eth0 address"},
 		{"address", []string{"pod", "ip", "addr", "del", "10.244.1.2/32", "dev", "eth0"}, "addr 10.244.1.2/32 dev eth0 (in the pod)"},
 		{"default route", []string{"pod", "ip", "route", "del", "default"}, "route 0.0.0.0/0 via 169.254.1.1"},
+		{"loopback", []string{"pod", "ip", "link", "set", "lo", "down"}, "link lo up (in the pod; it is down)"},
+		{"link-local address", []string{"pod", "ip", "-6", "addr", "flush", "dev", "eth0", "scope", "link"}, "addr fe80::"},
+		{"limit to the pod", []string{"tc", "qdisc", "replace", "dev", link, "root", "tbf", "rate", "8mbit", "burst", "3000b", "limit", "9999b"}, "qdisc tbf dev " + link + " limit 125000b (on the host; it is 9999b)"},
+		{"limit from the pod", []string{"pod", "tc", "qdisc", "del", "dev", "eth0", "root"}, "qdisc tbf dev eth0 rate 8000000bit"},
 		{"pod neighbour", []string{"pod", "ip", "neigh", "del", "fe80::1", "dev", "eth0"}, "neigh fe80::1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
 			pod := l.newPod()
-			l.mustAdd(rt("web", pod))
+			r := rt("web", pod)
+			r.CapabilityArgs = everything(8000)
+			l.mustAdd(r)
 			if c.break_[0] == "pod" {
 				run(t, "nsenter", inPod(pod, c.break_[1:]...)...)
 			} else {
 				run(t, c.break_[0], c.break_[1:]...)
 			}
-			wantCode(t, l.check(rt("web", pod)), CodeDrift, c.want)
+			wantCode(t, l.check(r), CodeDrift, c.want)
 		})
 	}
 }
