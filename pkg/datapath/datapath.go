@@ -250,6 +250,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 	defer d.close()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.watch(ctx) })
+	group.Go(func() error { return d.watchPassage(ctx) })
 	group.Go(func() error { return watchPods(ctx, d.cfg.OnPodLinks, d.cfg.Log) })
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.paths.Run(ctx) })

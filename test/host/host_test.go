@@ -29,7 +29,9 @@ func TestMain(m *testing.M) {
 type world struct {
 	*story.World
 	daemons map[string]int // what runs on m2 besides, by name
-	before  string         // m2 before meshd
+	before  string         // the rules of others on m2 before meshd
+	// settings of m2's kernel before meshd, by path.
+	settings map[string]string
 }
 
 // m2 is the machine that is looked at.

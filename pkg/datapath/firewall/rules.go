@@ -382,7 +382,8 @@ func fixedChains(cfg Config) []chain {
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter}
 	// Not in output: a packet whose destination was just translated there, by
 	// whatever service proxy, is still said to leave by its old link.
-	leaving := chain{name: mesh.LeavingChain, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityFilter}
+	leaving := chain{name: mesh.LeavingChain, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityFilter,
+		rules: counters(cfg)}
 	source := chain{name: "source", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource}
 	fromNode := chain{name: "nat-output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: beforeOthers}
 	for _, f := range families {
@@ -419,7 +420,8 @@ func fixedChains(cfg Config) []chain {
 		newRule("not on loopback", family("4").is(), family("4").loopbackDest(), ret),
 		newRule("", jump("services")), newRule("", toUs, jump("nodeports")))
 	return []chain{
-		{name: "refuse", rules: []rule{newRule("", isTCP, rejectTCP), newRule("", rejectAny)}},
+		{name: "refuse", rules: []rule{refusedCounter(cfg), newRule("", isTCP, rejectTCP), newRule("", rejectAny)}},
+		{name: entering, kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityConntrackDefrag, rules: counters(cfg)},
 		pod, services, hostPorts, nodePorts, raw,
 		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, prio: beforeOthers,
 			rules: []rule{newRule("", iifname(pods), jump("resolver")), newRule("", toUs, jump("hostports")),
