@@ -36,8 +36,8 @@
 //
 // # What a crash leaves
 //
-// The record is on disk before the first change to the kernel and goes after
-// the last, so that whatever is left of a pod has a record, or is a link of
+// The record is on disk before the first change to the kernel (what only asks
+// goes on meanwhile) and goes after the last, so that whatever is left of a pod has a record, or is a link of
 // ours without one (or, in the firewall, speaks of such a link). DEL, GC and Sweep clean up both. A record's file is
 // locked (flock) by the process that works on it: a record whose lock can be
 // had belongs to nobody at work. A record of another boot is void, because

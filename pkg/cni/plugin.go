@@ -17,7 +17,8 @@ import (
 // Main runs the plugin once, as the environment and standard input say, and
 // gives the exit code. name is printed when there is no CNI_COMMAND.
 func Main(name string) int {
-	// One thread: it visits namespaces, and a test counts its system calls.
+	// One thread for all but the wait for the disk: it visits namespaces, and a
+	// test counts its system calls.
 	runtime.LockOSThread()
 	stackSink = growStack(len(name))
 	if os.Getenv("CNI_COMMAND") == "" {
