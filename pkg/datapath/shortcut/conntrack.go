@@ -22,19 +22,21 @@ func findConntrack() (c conntrack, module *btf.Handle, err error) {
 	if err != nil {
 		return c, nil, fmt.Errorf("this kernel does not describe itself (CONFIG_DEBUG_INFO_BTF): %w", err)
 	}
-	spec, in := kernel, int16(0)
+	specs, in := []*btf.Spec{kernel}, int16(0)
 	if kernel.TypeByName(lookupFunc, new(*btf.Func)) != nil {
 		module, err = btf.FindHandle(func(info *btf.HandleInfo) bool { return info.IsModule() && info.Name == "nf_conntrack" })
 		if err != nil {
 			return c, nil, fmt.Errorf("this kernel has no %s: %w", lookupFunc, err)
 		}
 		in = 1
-		if spec, err = module.Spec(kernel); err != nil {
+		spec, err := module.Spec(kernel)
+		if err != nil {
 			module.Close()
 			return c, nil, fmt.Errorf("read what the kernel says of nf_conntrack: %w", err)
 		}
+		specs = []*btf.Spec{spec, kernel} // a module describes what the kernel does not
 	}
-	if err := c.find(spec, in); err != nil {
+	if err := c.find(specs, in); err != nil {
 		module.Close() // fine with nil
 		return c, nil, err
 	}
@@ -44,28 +46,33 @@ func findConntrack() (c conntrack, module *btf.Handle, err error) {
 
 const lookupFunc = "bpf_skb_ct_lookup"
 
-func (c *conntrack) find(spec *btf.Spec, in int16) error {
+// find the functions in the first of specs, and the structures in any.
+func (c *conntrack) find(specs []*btf.Spec, in int16) error {
 	for name, to := range map[string]*kfunc{lookupFunc: &c.lookup, "bpf_ct_change_timeout": &c.changeTimeout, "bpf_ct_release": &c.release} {
 		var f *btf.Func
-		if err := spec.TypeByName(name, &f); err != nil {
+		if err := specs[0].TypeByName(name, &f); err != nil {
 			return fmt.Errorf("this kernel has no %s: %w", name, err)
 		}
-		id, err := spec.TypeID(f)
+		id, err := specs[0].TypeID(f)
 		if err != nil {
 			return fmt.Errorf("number of %s: %w", name, err)
 		}
 		*to = kfunc{id: int32(id), offset: in}
 	}
-	status, err1 := offsetOf(spec, "nf_conn", "status")
-	proto, err2 := offsetOf(spec, "nf_conn", "proto")
-	state, err3 := offsetOf(spec, "ip_ct_tcp", "state") // one of the union nf_conn.proto
+	status, err1 := offsetOf(specs, "nf_conn", "status")
+	proto, err2 := offsetOf(specs, "nf_conn", "proto")
+	state, err3 := offsetOf(specs, "ip_ct_tcp", "state") // one of the union nf_conn.proto
 	c.status, c.tcpState = status, proto+state
 	return errors.Join(err1, err2, err3)
 }
 
-func offsetOf(spec *btf.Spec, structure, member string) (int16, error) {
+func offsetOf(specs []*btf.Spec, structure, member string) (int16, error) {
 	var s *btf.Struct
-	if err := spec.TypeByName(structure, &s); err != nil {
+	err := btf.ErrNotFound
+	for i := 0; i < len(specs) && err != nil; i++ {
+		err = specs[i].TypeByName(structure, &s)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("this kernel has no struct %s: %w", structure, err)
 	}
 	for _, m := range s.Members {
