@@ -241,11 +241,13 @@ func oneByOne(ctx context.Context, w *story.World, _ options) ([]row, error) {
 			if err := do(); err != nil {
 				return nil, err
 			}
-			c, err := log.next(ctx, begin)
+			c, ok, err := log.next(ctx, begin)
 			if err != nil {
 				return nil, fmt.Errorf("%s (%s): %w", kinds[k], name, err)
 			}
-			all[kinds[k]] = append(all[kinds[k]], c)
+			if ok {
+				all[kinds[k]] = append(all[kinds[k]], c)
+			}
 		}
 	}
 	byHand, err := byHand(ctx, w)
@@ -254,6 +256,9 @@ func oneByOne(ctx context.Context, w *story.World, _ options) ([]row, error) {
 	}
 	var rows []row
 	for _, kind := range kinds {
+		if len(all[kind]) == 0 {
+			return nil, fmt.Errorf("%s: never alone", kind)
+		}
 		part := func(f func(changed) time.Duration) (list []time.Duration) {
 			for _, c := range all[kind] {
 				list = append(list, f(c))
@@ -276,6 +281,7 @@ type logFile struct {
 	file  *os.File
 	rest  string
 	whole []time.Duration
+	lines []string // the last ones about rounds
 }
 
 func follow(path string) (*logFile, error) {
@@ -287,8 +293,9 @@ func follow(path string) (*logFile, error) {
 	return &logFile{file: f}, err
 }
 
-// next round that dealt with a State of which was heard after begin.
-func (l *logFile) next(ctx context.Context, begin time.Time) (c changed, err error) {
+// next round that did something after begin; ok is false when it also dealt
+// with what was heard before.
+func (l *logFile) next(ctx context.Context, begin time.Time) (c changed, ok bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("no round tells of it"))
 	defer cancel()
 	buf := make([]byte, 64<<10)
@@ -305,22 +312,25 @@ func (l *logFile) next(ctx context.Context, begin time.Time) (c changed, err err
 			if words["msg"] != "round" {
 				continue
 			}
+			l.lines = append(l.lines[max(0, len(l.lines)-7):], line)
 			took, err1 := time.ParseDuration(words["took"])
 			if words["how"] == "whole" && err1 == nil {
 				l.whole = append(l.whole, took)
 			}
+			written, err0 := time.Parse(time.RFC3339Nano, words["time"])
 			heard, err2 := time.Parse(time.RFC3339Nano, words["heard"])
 			since, err3 := time.ParseDuration(words["since"])
 			ops, err4 := strconv.Atoi(words["did"])
-			if err := cmp.Or(err1, err2, err3, err4); err != nil || heard.Before(begin.Truncate(time.Millisecond)) || ops == 0 {
-				continue // of no new State, or of an older one
+			before := begin.Truncate(time.Millisecond) // as the log has it
+			if err := cmp.Or(err0, err1, err4); err != nil || ops == 0 || written.Before(before) || words["heard"] == "" {
+				continue // of no State, or of one that changed nothing here
 			}
-			return changed{event: max(0, heard.Sub(begin)), kernel: since, ops: ops}, nil
+			return changed{event: max(0, heard.Sub(begin)), kernel: since, ops: ops}, cmp.Or(err2, err3) == nil && !heard.Before(before), nil
 		}
 		if n == 0 {
 			select {
 			case <-ctx.Done():
-				return c, context.Cause(ctx)
+				return c, false, fmt.Errorf("%w; the last rounds:\n%s", context.Cause(ctx), strings.Join(l.lines, "\n"))
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
