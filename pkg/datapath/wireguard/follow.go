@@ -120,8 +120,11 @@ func (d *Device) configure(cfg wgtypes.Config) error {
 		}
 		d.control = c
 	}
-	err := d.control.ConfigureDevice(d.opts.Name, cfg)
-	if err != nil {
+	client := d.control
+	_, err := ask(&d.questions, d.opts.Name, func() (struct{}, error) { return struct{}{}, client.ConfigureDevice(d.opts.Name, cfg) })
+	if errors.Is(err, errSilent) {
+		d.control = nil // it is in use yet; what it has open goes with it
+	} else if err != nil {
 		d.hangUp()
 	}
 	return err

@@ -38,12 +38,14 @@ func (d *Device) read() (state, error) {
 	if err != nil {
 		return state{}, fmt.Errorf("look for link %s: %w", name, err)
 	}
-	wg, err := wgctrl.New()
-	if err != nil {
-		return state{}, fmt.Errorf("open wireguard control: %w", err)
-	}
-	defer wg.Close()
-	dev, err := wg.Device(name)
+	dev, err := ask(&d.questions, name, func() (*wgtypes.Device, error) {
+		wg, err := wgctrl.New()
+		if err != nil {
+			return nil, fmt.Errorf("open wireguard control: %w", err)
+		}
+		defer wg.Close()
+		return wg.Device(name)
+	})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		if link.Type() == "tuntap" && d.processGone() {
 			return state{}, nil // about to vanish with its process

@@ -128,6 +128,8 @@ type Device struct {
 	have    *state
 	changes int
 	control *wgctrl.Client // opened at first use; nil after an error
+	// questions have a lock of their own.
+	questions questions
 	// child is the userspace process we started, 0 if none or adopted.
 	child int
 	keyed time.Time

@@ -337,6 +337,39 @@ func TestAdopts(t *testing.T) {
 	}
 }
 
+// A process that stands still hangs nobody who asks for its device or tells it
+// something; it goes on afterwards.
+func TestProcessStandsStill(t *testing.T) {
+	testns.New(t)
+	if testns.Backend(t) != "userspace" {
+		t.Skip("this kernel has WireGuard")
+	}
+	d, _ := device(t, "wgi")
+	apply(t, d, config())
+	process := "$(cat " + wireguard.LockPath("wgi") + ")"
+	testns.Sh(t, "kill -STOP "+process)
+	defer testns.Sh(t, "kill -CONT "+process)
+	for range 2 {
+		if _, _, err := d.Stats(); err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("asked: %v", err)
+		}
+		if err := d.Apply(t.Context(), config()); err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("told: %v", err)
+		}
+	}
+	testns.Sh(t, "kill -CONT "+process)
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		stats, _, err := d.Stats()
+		if err == nil && len(stats) == 2 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it does not go on: %v, %v", stats, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // One process a device; without its socket it ends, and another one serves.
 func TestUserspaceProcess(t *testing.T) {
 	testns.New(t)
