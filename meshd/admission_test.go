@@ -103,8 +103,10 @@ type attempt struct {
 func policyNode() *corev1.Node {
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: "m1", ResourceVersion: "7", Labels: map[string]string{"l": "1"}, Finalizers: []string{"example.com/x"},
-			Annotations: map[string]string{"meshd.dev/public-key": "own", "example.com/x": "1"}},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "ConfigMap", Name: "owner"}}, Annotations: map[string]string{"meshd.dev/public-key": "own", "example.com/x": "1"}},
 		Spec: corev1.NodeSpec{ProviderID: "p", Taints: []corev1.Taint{{Key: "t", Effect: corev1.TaintEffectNoSchedule}}},
+		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
 	}
 }
 
@@ -157,5 +159,43 @@ func TestAllocateMayGiveRangesOnly(t *testing.T) {
 	}
 	if got := says(t, v, &user.DefaultInfo{Name: "system:node:m1"}, "", had, other); got != "" {
 		t.Errorf("somebody else is denied: %q", got)
+	}
+}
+
+func TestMeshdMayWriteItsOwnNodeOnly(t *testing.T) {
+	v := policy(t, "kubeadm", "meshd-own-node")
+	who := func(node string) user.Info {
+		return &user.DefaultInfo{Name: "system:serviceaccount:meshd:meshd", Extra: map[string][]string{"authentication.kubernetes.io/node-name": {node}}}
+	}
+	for _, a := range []attempt{
+		{"its key", "", func(n *corev1.Node) { n.ResourceVersion = "8"; n.Annotations["meshd.dev/public-key"] = "next" }, ""},
+		{"its key away", "", func(n *corev1.Node) { delete(n.Annotations, "meshd.dev/public-key") }, ""},
+		{"its condition", "status", func(n *corev1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse})
+		}, ""},
+		{"another condition", "status", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionFalse }, "no condition but NetworkUnavailable"},
+		{"another annotation", "", func(n *corev1.Node) { n.Annotations["example.com/x"] = "2" }, "begin with meshd.dev/"},
+		{"a label", "", func(n *corev1.Node) { n.Labels["l"] = "2" }, "writes no labels"},
+		{"a finalizer", "", func(n *corev1.Node) { n.Finalizers = nil }, "writes no labels"},
+		{"another owner in the place of one", "", func(n *corev1.Node) { n.OwnerReferences[0].Name = "other" }, "writes no labels"},
+		{"a taint away", "", func(n *corev1.Node) { n.Spec.Taints = nil }, "writes no labels"},
+		{"its addresses", "status", func(n *corev1.Node) { n.Status.Addresses = nil }, "nothing of a node's status"},
+		{"its runtime's handlers", "status", func(n *corev1.Node) { n.Status.RuntimeHandlers = []corev1.NodeRuntimeHandler{{Name: "x"}} }, "nothing of a node's status"},
+		{"its configuration", "status", func(n *corev1.Node) { n.Status.Config = &corev1.NodeConfigStatus{Error: "x"} }, "nothing of a node's status"},
+		{"its features", "status", func(n *corev1.Node) { n.Status.Features = &corev1.NodeFeatures{} }, "nothing of a node's status"},
+	} {
+		a.try(t, v, who("m1"))
+	}
+	changed := policyNode()
+	changed.Annotations["meshd.dev/public-key"] = "other"
+	for name, who := range map[string]user.Info{"of another node": who("m2"), "without a node": &user.DefaultInfo{Name: "system:serviceaccount:meshd:meshd"}} {
+		if got := says(t, v, who, "", policyNode(), changed); !strings.Contains(got, "may not write to node m1") {
+			t.Errorf("meshd %s: denied with %q", name, got)
+		}
+	}
+	for name, pair := range map[string][2]*corev1.Node{"a new node": {nil, changed}, "a node less": {changed, nil}} {
+		if got := says(t, v, who("m1"), "", pair[0], pair[1]); !strings.Contains(got, "makes and deletes no nodes") {
+			t.Errorf("%s: denied with %q", name, got)
+		}
 	}
 }

@@ -38,8 +38,8 @@ func agentCommand() *cobra.Command {
 		Use:   "agent",
 		Short: "Be the network of this node of an existing Kubernetes cluster",
 		Long: `Agent runs on every node of a Kubernetes cluster, beside its kubelet, mostly as
-the DaemonSet of manifests/. It reads nodes, services and their endpoints from
-the Kubernetes API, publishes this node's key on its Node object, keeps tunnels,
+the DaemonSet of manifests/. It reads nodes, services, their endpoints, its own
+pods and policies from the Kubernetes API, publishes this node's key on its Node object, keeps tunnels,
 routes, firewall and resolver, and installs the CNI plugin for the kubelet.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -45,6 +45,7 @@ type nodeConfig struct {
 	LogLevel     string
 	NoOffloads   bool
 	Shortcut     string
+	Policies     string
 
 	Endpoints []string
 
@@ -111,6 +112,7 @@ func (c *nodeConfig) networkFlags(f *pflag.FlagSet) {
 	f.DurationVar(&c.KeyRotation, "key-rotation", 0, "how often to change the tunnels' key; 0 only when told by meshctl keys rotate")
 	f.StringVar(&c.Shortcut, "shortcut", "auto", "carry packets between pods of this machine past its own stack: auto, where the kernel can (tcx, Linux 6.6), or off")
 	f.StringSliceVar(&c.NoMasquerade, "no-masquerade", nil, "address ranges outside of the cluster that see pods' own addresses instead of this node's; they need routes to them")
+	f.StringVar(&c.Policies, "network-policies", "warn", "what to say of NetworkPolicies, which meshd does not enforce: warn, or ignore where something else does")
 	f.StringVar(&c.ResolvConf, "resolv-conf", "", "file naming the upstream resolvers (default systemd-resolved's, else /etc/resolv.conf)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -253,6 +255,9 @@ func (c *nodeConfig) completeNetwork() error {
 			return fmt.Errorf("--endpoint %q: want address:port of a unicast address, as 198.51.100.7:51820 or [2001:db8::7]:51820", text)
 		}
 		c.endpoints = append(c.endpoints, netip.AddrPortFrom(e.Addr().Unmap(), e.Port()))
+	}
+	if c.Policies != "" && c.Policies != "warn" && c.Policies != "ignore" {
+		return fmt.Errorf("--network-policies %q: want warn or ignore", c.Policies)
 	}
 	for _, text := range c.NoMasquerade {
 		p, err := parsePrefix("--no-masquerade", text)

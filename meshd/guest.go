@@ -15,6 +15,7 @@ import (
 	"meshd.dev/pkg/kube"
 	"meshd.dev/pkg/mesh"
 	"meshd.dev/pkg/reconcile"
+	"meshd.dev/pkg/status"
 )
 
 // guest is what a node does in a Kubernetes cluster that somebody else runs,
@@ -101,7 +102,6 @@ func (n *node) addresses() []netip.Addr {
 // how its network does.
 func (g *guest) check(ctx context.Context) error {
 	g.checkPodCIDRs()
-	g.look(g.cfg.CNIConfDir)
 	err := g.node.window.PublishNetwork(ctx, g.node.cfg.NodeName, g.network())
 	g.node.board.Report("kube/condition", err, "Kubernetes may keep pods away from this node; may these credentials patch nodes/status?")
 	return err
@@ -150,45 +150,21 @@ func (g *guest) checkPodCIDRs() {
 	}
 }
 
-// look names a network configuration that the container runtime prefers to
-// ours: it takes the first by name.
-func (g *guest) look(confDir string) {
-	entries, err := os.ReadDir(confDir)
-	if err != nil {
-		g.node.board.Report("cni/foreign", err, "mount the folder in which the container runtime looks for network configurations; --cni-conf-dir names it")
-		return
-	}
-	for _, e := range entries { // sorted by name
-		switch filepath.Ext(e.Name()) {
-		case ".conf", ".conflist", ".json":
-		default:
-			continue
-		}
-		if e.Name() >= g.cfg.CNIConf {
-			break
-		}
-		g.node.board.Fail("cni/foreign", fmt.Sprintf("%s comes before %s: the container runtime attaches pods to that network, not to this one", filepath.Join(confDir, e.Name()), g.cfg.CNIConf),
-			"switch the other network off and remove that file on this machine; meshd leaves it alone")
-		return
-	}
-	g.node.board.OK("cni/foreign")
-}
-
 // network is the condition of this node: up as soon as the container runtime
 // has our configuration, and from then on, whatever meshd is about.
 func (g *guest) network() kube.Network {
-	if _, err := os.Stat(filepath.Join(g.cfg.CNIConfDir, g.cfg.CNIConf)); err == nil {
-		return kube.Network{Up: true, Reason: "MeshdIsUp", Message: "meshd attaches pods on this node"}
+	n := g.node
+	// What keeps the condition from being written is of no use in it.
+	checks := slices.DeleteFunc(n.board.Checks(), func(c status.Check) bool { return c.Name == "kube/condition" })
+	if _, err := os.Stat(filepath.Join(g.cfg.CNIConfDir, g.cfg.CNIConf)); err != nil {
+		return kube.Network{Reason: "MeshdIsNotUp", Message: kube.Short(strings.Join(hindrances(checks), "; "), maxMessage)}
 	}
-	return kube.Network{Reason: "MeshdIsNotUp", Message: short(strings.Join(hindrances(g.node.board.Checks()), "; "))}
+	if path, err := preferred(g.cfg.CNIConfDir, g.cfg.CNIConf); err == nil && path != "" {
+		// The other network may well work: nobody is kept away from it.
+		return kube.Network{Up: true, Reason: "AnotherNetworkIsPreferred", Message: "meshd is up, but the container runtime attaches pods by " + path}
+	}
+	return kube.Network{Up: true, Reason: "MeshdIsUp", Message: "meshd attaches pods on this node"}
 }
 
 // maxMessage is what a condition's message may take.
 const maxMessage = 1024
-
-func short(s string) string {
-	if len(s) > maxMessage {
-		return s[:maxMessage] + "…"
-	}
-	return s
-}

@@ -49,7 +49,7 @@ func TestManifestsGrantTheRights(t *testing.T) {
 		}
 	}
 	var wanted []string
-	for _, r := range rights {
+	for _, r := range slices.Concat(rights, insights) {
 		wanted = append(wanted, r.String())
 	}
 	slices.Sort(granted)
@@ -98,14 +98,16 @@ func TestForeignConfigurationIsNamed(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			g := &guest{node: &node{board: &status.Board{}}}
-			g.cfg.CNIConf = "10-meshd.conflist"
-			g.look(dir)
-			check := g.node.board.Checks()[0]
+			n := &node{board: &status.Board{}}
+			n.cfg.CNIConf = "10-meshd.conflist"
+			if path := n.checkForeign(dir); (path == "") != (c.want == "") {
+				t.Errorf("preferred: %q", path)
+			}
+			check := n.board.Checks()[0]
 			if check.Healthy != (c.want == "") || !strings.Contains(check.Reason, c.want) {
 				t.Errorf("%+v", check)
 			}
-			why := hindrances(g.node.board.Checks())
+			why := hindrances(n.board.Checks())
 			if (len(why) > 0) != (c.want != "") {
 				t.Errorf("hindrances %v", why)
 			}
@@ -116,8 +118,8 @@ func TestForeignConfigurationIsNamed(t *testing.T) {
 // One node's bad annotation must not make meshd unready on all the others.
 func TestHindrancesAreThisMachines(t *testing.T) {
 	checks := []status.Check{{Name: "kube/objects", Reason: "node m2: annotation"}, {Name: "tunnel/m2", Reason: "down"}, {Name: "dns/upstream", Reason: "away"},
-		{Name: "datapath/firewall", Reason: "no nf_tables", Next: "load it"}, {Name: "cni/sweep", Healthy: true}}
-	if got := hindrances(checks); !slices.Equal(got, []string{"datapath/firewall: no nf_tables (load it)"}) {
+		{Name: "datapath/firewall", Reason: "no nf_tables", Next: "load it"}, {Name: "cni/sweep", Healthy: true}, {Name: "kube/sync", Reason: "away", Next: "look"}}
+	if got := hindrances(checks); !slices.Equal(got, []string{"kube/sync: away (look)", "datapath/firewall: no nf_tables (load it)"}) { // the cause first
 		t.Errorf("%q", got)
 	}
 }

@@ -75,6 +75,8 @@ type node struct {
 	creds join.Credentials
 	agent *agent.Agent
 	guest *guest
+
+	witness *witness
 }
 
 // ranges is what is the same on every machine of the cluster. Ranges that are
@@ -111,7 +113,7 @@ func (n *node) build(parts ...func() error) error {
 	n.client.QPS, n.client.Burst = 100, 200
 	n.client.DisableCompression = n.role == roleServer // the API is this very process
 	n.client.UserAgent = "meshd/" + version()
-	kube.Patient(n.client)
+	kube.Patient(n.client, func(err error) { n.window.Away(err) }) // nothing is asked before there is one
 	var err error
 	if n.api, err = kubernetes.NewForConfig(n.client); err != nil {
 		return err
@@ -128,6 +130,7 @@ func (n *node) build(parts ...func() error) error {
 	})
 	n.window.Subscribe(n.publishing.Kick)
 	n.mending = reconcile.New(reconcile.Config{Name: "pod links", Do: n.mend, Settle: mendSettle, Resync: addressResync, Log: n.log})
+	n.witness = newWitness(n)
 	for _, build := range parts {
 		if err := build(); err != nil {
 			return err
@@ -336,6 +339,8 @@ func (n *node) run(ctx context.Context, group *errgroup.Group) {
 		"pods":     n.watchPods,
 		"mending":  n.mending.Run,
 		"cni":      every(reinstallInterval, n.reinstall),
+		"local":    n.witness.local.Run,
+		"witness":  n.witness.loop.Run,
 	}
 	if n.guest != nil {
 		maps.Copy(parts, n.guest.parts())

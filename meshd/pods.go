@@ -38,7 +38,8 @@ const (
 )
 
 func (n *node) network(net datapath.Network) cni.Network {
-	return cni.Network{PodCIDRs: net.PodCIDRs, MTU: net.MTU, DataDir: n.cfg.state("cni"), Table: mesh.FirewallTable, ReservedPorts: n.cfg.ownPorts()}
+	return cni.Network{PodCIDRs: net.PodCIDRs, MTU: net.MTU, DataDir: n.cfg.state("cni"), ReasonFile: n.reasonFile(),
+		Table: mesh.FirewallTable, ReservedPorts: n.cfg.ownPorts()}
 }
 
 // attached lists the pods of this machine for the firewall.

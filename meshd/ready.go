@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,12 +44,24 @@ func readyCommand() *cobra.Command {
 }
 
 // elsewhere are checks that say nothing of this machine's pods: they are about
-// what others wrote into the cluster, or about names outside of it.
-var elsewhere = []string{"kube/objects", "dns/upstream"}
+// what others wrote into the cluster, about names outside of it, about pods of
+// another network, or about what meshd does not do at all.
+var elsewhere = []string{"kube/objects", "dns/upstream", "kube/pods", "kube/policies", "kube/events"}
 
-// hindrances are the reasons why pods of this machine have no network. A peer
-// that is down is not one: it is somebody else's.
+// causes come first: the others follow from them, mostly, and where a text is
+// cut, as in an event, it is at its end.
+var causes = []string{"kube/rights", "kube/sync", "kube/node", "datapath/state", "datapath/firewall", "datapath/device"}
+
+// hindrances are the reasons why pods of this machine have no network, causes
+// first. A peer that is down is not one: it is somebody else's.
 func hindrances(checks []status.Check) []string {
+	rank := func(c status.Check) int {
+		if i := slices.Index(causes, c.Name); i >= 0 {
+			return i
+		}
+		return len(causes)
+	}
+	checks = slices.SortedStableFunc(slices.Values(checks), func(a, b status.Check) int { return cmp.Compare(rank(a), rank(b)) })
 	var why []string
 	for _, c := range checks {
 		part, _, _ := strings.Cut(c.Name, "/")

@@ -26,8 +26,8 @@ func (r right) String() string {
 	return s
 }
 
-// rights are all of them: the ClusterRole in manifests/base/rbac.yaml grants
-// these and no others.
+// rights are those without which there is no network. With insights the
+// ClusterRole in manifests/base/rbac.yaml grants these and no others.
 var rights = []right{
 	{"get", "", "nodes", ""}, {"list", "", "nodes", ""}, {"watch", "", "nodes", ""}, {"patch", "", "nodes", ""},
 	{"patch", "", "nodes", "status"},
@@ -35,6 +35,14 @@ var rights = []right{
 	{"list", "", "namespaces", ""}, {"watch", "", "namespaces", ""},
 	{"list", "discovery.k8s.io", "endpointslices", ""}, {"watch", "discovery.k8s.io", "endpointslices", ""},
 	{"list", "networking.k8s.io", "servicecidrs", ""}, {"watch", "networking.k8s.io", "servicecidrs", ""},
+}
+
+// insights are rights without which less is known and told: kube/pods,
+// kube/policies and kube/events say so.
+var insights = []right{
+	{"list", "", "pods", ""}, {"watch", "", "pods", ""},
+	{"list", "networking.k8s.io", "networkpolicies", ""}, {"watch", "networking.k8s.io", "networkpolicies", ""},
+	{"create", "", "events", ""},
 }
 
 // errUnasked: the cluster could not be asked, which says nothing of rights.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sync/errgroup"
@@ -59,12 +60,29 @@ func (d *Datapath) watch(ctx context.Context) error {
 			return concerns(m) && !d.routes.Echo(m.Header.PID)
 		}, d.kickAll, d.cfg.Log)
 	})
-	group.Go(func() error {
-		return listen(ctx, unix.NETLINK_NETFILTER, nftGroups, func(m netlink.Message) bool {
+	group.Go(func() error { d.watchRules(ctx); return nil })
+	return group.Wait()
+}
+
+// watchRules goes on where the kernel does not tell, as one without nf_tables:
+// rounds look for themselves, and say what is missing.
+func (d *Datapath) watchRules(ctx context.Context) {
+	for told := false; ; told = true {
+		err := listen(ctx, unix.NETLINK_NETFILTER, nftGroups, func(m netlink.Message) bool {
 			return changesRules(m) && !d.firewall.Echo(m.Header.PID)
 		}, d.Kick, d.cfg.Log)
-	})
-	return group.Wait()
+		if ctx.Err() != nil {
+			return
+		}
+		if !told {
+			d.cfg.Log.Warn("changes of rules by others are found with the next round only", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(resync):
+		}
+	}
 }
 
 // eventBuffer takes the events of what is done in one go to the routes of a

@@ -5,33 +5,53 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
 
 	"meshd.dev/pkg/mesh"
 )
 
-// watchServiceCIDRs begins to, where the API serves such objects. It is called
-// when the API has just answered other questions.
-func (w *Window) watchServiceCIDRs(ctx context.Context, factory informers.SharedInformerFactory) error {
-	if !w.cfg.ServiceCIDRs {
-		return nil
+const (
+	// askAgain is how soon the API is asked once more what it serves.
+	askAgain = 5 * time.Second
+	// cidrsPatience is how long the first State waits for these ranges: one
+	// with guessed ones in their place may be taken for sound and is not.
+	cidrsPatience = 2 * time.Second
+)
+
+// watchServiceCIDRs until ctx ends, where the API serves such objects. An API
+// that does not say is asked until it does. known is called when there is
+// nothing to wait for any more.
+func (w *Window) watchServiceCIDRs(ctx context.Context, known func()) {
+	defer known()
+	for warned := false; ; warned = true {
+		served, err := w.servesServiceCIDRs()
+		if err == nil && served {
+			break
+		}
+		if err == nil {
+			return
+		}
+		if !warned {
+			known()
+			w.cfg.Log.Warn("ranges of service addresses are taken from the services there are, until the API says what it serves", "err", err)
+		}
+		if !pause(ctx, askAgain) {
+			return
+		}
 	}
-	served, err := w.servesServiceCIDRs()
-	if err != nil {
-		w.cfg.Log.Warn("ranges of service addresses are taken from the services there are", "err", err)
-	}
-	if !served {
-		return nil
-	}
-	w.cidrs = factory.Networking().V1().ServiceCIDRs().Informer()
-	if _, err := w.cidrs.AddEventHandler(w.other()); err != nil {
-		return err
-	}
-	factory.Start(ctx.Done())
-	return nil
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if cache.WaitForCacheSync(ctx.Done(), w.cidrs.HasSynced) {
+			known()
+		}
+	}()
+	w.cidrs.RunWithContext(ctx)
+	<-done
 }
 
 func (w *Window) servesServiceCIDRs() (bool, error) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -128,4 +129,33 @@ func TestPublishNetwork(t *testing.T) {
 	if err := w.PublishNetwork(t.Context(), "other", Network{Up: true}); err == nil || !strings.Contains(err.Error(), "no node other") {
 		t.Errorf("a node that is none: %v", err)
 	}
+}
+
+// An API that does not say at first what it serves is asked again.
+func TestServiceCIDRsAfterAFailedQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(testNode("m1", nil), testService("web", "10.96.0.7"), &networkingv1.ServiceCIDR{
+			ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}})
+		client.Resources = []*metav1.APIResourceList{{GroupVersion: "networking.k8s.io/v1", APIResources: []metav1.APIResource{{Name: "servicecidrs"}}}}
+		asked := 0
+		client.PrependReactor("get", "resource", func(clienttesting.Action) (bool, runtime.Object, error) {
+			asked++
+			return asked == 1, nil, fmt.Errorf("not now")
+		})
+		w := New(Config{Client: client, ServiceCIDRs: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = w.Run(ctx) }()
+		for _, c := range []struct {
+			after time.Duration
+			want  string
+		}{{time.Second, "[10.96.0.7/32]"}, {askAgain, "[10.96.0.0/16]"}} {
+			time.Sleep(c.after)
+			if s := w.State(); s == nil || fmt.Sprint(s.ServiceCIDRs) != c.want {
+				t.Errorf("after %s more: %+v, want %s", c.after, s, c.want)
+			}
+		}
+		cancel()
+		<-done
+	})
 }

@@ -23,13 +23,16 @@ const (
 // until it opens. client-go alone asks at intervals that grow to half a
 // minute, which a node would stay blind for after the API is back.
 //
-// Only watches, and lists that begin one, wait; everything else fails at once
-// and says why.
-func Patient(config *rest.Config) {
-	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{next} })
+// Only watches, and lists that begin one, wait, and tell away why; everything
+// else fails at once and says so.
+func Patient(config *rest.Config, away func(error)) {
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{next, away} })
 }
 
-type patient struct{ next http.RoundTripper }
+type patient struct {
+	next http.RoundTripper
+	away func(error)
+}
 
 func (p patient) RoundTrip(req *http.Request) (*http.Response, error) {
 	q := req.URL.Query()
@@ -38,6 +41,9 @@ func (p patient) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	for end := time.Now().Add(patience); ; {
 		resp, err := p.next.RoundTrip(req)
+		if err != nil && nobodyThere(err) {
+			p.away(err)
+		}
 		if err == nil || !nobodyThere(err) || time.Now().After(end) || !pause(req.Context(), knock) {
 			return resp, err
 		}

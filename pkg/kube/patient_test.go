@@ -48,7 +48,11 @@ func TestPatient(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				_, err = patient{away{start.Add(c.away)}}.RoundTrip(req)
+				told := 0
+				_, err = patient{away{start.Add(c.away)}, func(error) { told++ }}.RoundTrip(req)
+				if waits := c.after > 0; (told > 0) != waits {
+					t.Errorf("told %d times why it waits; it waits: %t", told, waits)
+				}
 				if (err != nil) != c.fails || c.fails && !errors.Is(err, syscall.ECONNREFUSED) {
 					t.Errorf("error %v; want one: %t", err, c.fails)
 				}

@@ -53,7 +53,7 @@ type Window struct {
 	synced atomic.Bool
 
 	nodes, services, slices, namespaces cache.SharedIndexInformer
-	cidrs                               cache.SharedIndexInformer // nil where the API has none
+	cidrs                               cache.SharedIndexInformer // nil where nobody asks for them
 
 	mu          sync.Mutex
 	subscribers []func()
@@ -101,6 +101,12 @@ func (w *Window) Run(ctx context.Context) error {
 	if err := w.slices.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
 		return err
 	}
+	if w.cfg.ServiceCIDRs { // of a factory of its own: not every API has them
+		w.cidrs = informers.NewSharedInformerFactoryWithOptions(w.cfg.Client, 0, informers.WithTransform(slim)).Networking().V1().ServiceCIDRs().Informer()
+		if _, err := w.cidrs.AddEventHandler(w.other()); err != nil {
+			return err
+		}
+	}
 	if err := w.listen(); err != nil {
 		return err
 	}
@@ -112,8 +118,12 @@ func (w *Window) Run(ctx context.Context) error {
 	}
 	w.synced.Store(true)
 	w.cfg.Board.OK("kube/sync")
-	if err := w.watchServiceCIDRs(ctx, factory); err != nil {
-		return err
+	if w.cidrs != nil {
+		known, cancel := context.WithTimeout(ctx, cidrsPatience)
+		done := make(chan struct{})
+		go func() { defer close(done); w.watchServiceCIDRs(ctx, cancel) }()
+		defer func() { <-done }()
+		<-known.Done()
 	}
 	saved := make(chan struct{})
 	go func() { defer close(saved); w.save(ctx) }()
@@ -150,6 +160,9 @@ func (w *Window) refused(_ context.Context, _ *cache.Reflector, err error) {
 	}
 	w.cfg.Board.Report("kube/sync", err, next)
 }
+
+// Away says that a watch waits for an API that cannot be reached.
+func (w *Window) Away(err error) { w.refused(context.Background(), nil, err) }
 
 func handler(f func(any)) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{

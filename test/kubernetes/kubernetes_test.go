@@ -124,8 +124,22 @@ func TestInPlaceOfKubeProxy(t *testing.T) {
 }
 
 func TestBadRanges(t *testing.T) {
-	tell(t, newWorld(t, Config{Services: KubeProxy, NoPodCIDRs: true, Nodes: []string{"m1"}}), up(
-		Step{"a node without pod CIDRs: status, condition and event say so", noPodCIDR},
-		Step{"a pod CIDR that holds the node's address: as well", overlapping},
+	tell(t, newWorld(t, Config{Services: KubeProxy, NoPodCIDRs: true}), up(
+		Step{"a node without pod CIDRs: status, condition, events and log say so", noPodCIDR},
+		Step{"pod CIDRs around the node's address and inside the services: as well, and are in nobody else's way", badRanges},
 	))
+}
+
+func TestWhatANodeLacks(t *testing.T) {
+	tell(t, newWorld(t, Config{Services: KubeProxy, Nodes: []string{"m1", "m2"}}), append([]Step{
+		{"two machines with containerd", bootMachines},
+		{"one of them without TUN", noTUN}}, append(up()[1:],
+		Step{"without rights: status, event and log say so", withoutRights},
+		Step{"a kernel without nf_tables: status, condition, events and log say so", withoutNft},
+		Step{"a kernel without TUN: as well, on that node", withoutTUN},
+		Step{"with all of it the nodes come up", withAll},
+		Step{"a pod of another network is named, and its event says what to do", foreignPod},
+		Step{"policies are not enforced, and who has some is told", policies},
+		Step{"booted without nf_tables: the pod's event says what meshd lacks", rebootWithoutNft},
+	)...))
 }

@@ -6,21 +6,26 @@ import (
 	"fmt"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"meshd.dev/test/cluster"
 )
 
 // ownNodeOnly tries, with the token of m1's meshd, what a machine that was taken
 // over would try.
 func ownNodeOnly(ctx context.Context, w *World) (string, error) {
-	policy, err := w.API.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, "meshd-own-node", metav1.GetOptions{})
-	if err != nil {
-		return "", err
-	}
-	if c := policy.Status.TypeChecking; c != nil && len(c.ExpressionWarnings) > 0 {
-		return "", fmt.Errorf("the API finds fault with the policy meshd-own-node: %+v", c.ExpressionWarnings)
+	for _, name := range []string{"meshd-own-node", "meshd-own-events"} {
+		policy, err := w.API.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return "", err
+		}
+		if c := policy.Status.TypeChecking; c != nil && len(c.ExpressionWarnings) > 0 {
+			return "", fmt.Errorf("the API finds fault with the policy %s: %+v", name, c.ExpressionWarnings)
+		}
 	}
 	pod, err := w.meshdPod(ctx, "m1")
 	if err != nil {
@@ -41,6 +46,19 @@ func ownNodeOnly(ctx context.Context, w *World) (string, error) {
 	note := func(node, key, value string) error {
 		return patch(node, fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, key, value))
 	}
+	tell := func(node, reason string, about corev1.ObjectReference) error {
+		namespace := about.Namespace
+		if namespace == "" {
+			namespace = metav1.NamespaceDefault
+		}
+		return only(api.CoreV1().Events(namespace).Create(ctx, &corev1.Event{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: "lab-"}, InvolvedObject: about, Type: corev1.EventTypeWarning, Reason: reason, Message: "lab",
+			Source: corev1.EventSource{Component: "meshd", Host: node}, ReportingController: "meshd", ReportingInstance: node,
+		}, metav1.CreateOptions{}))
+	}
+	about := func(kind, namespace, name string) corev1.ObjectReference {
+		return corev1.ObjectReference{Kind: kind, Namespace: namespace, Name: name}
+	}
 	list := metav1.ListOptions{}
 	for _, c := range []struct {
 		what, says string
@@ -55,10 +73,22 @@ func ownNodeOnly(ctx context.Context, w *World) (string, error) {
 		{"another condition", "no condition but NetworkUnavailable",
 			patch("m1", `{"status":{"conditions":[{"type":"MemoryPressure","status":"True"}]}}`, "status")},
 		{"its addresses", "nothing of a node's status", patch("m1", `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.1"}]}}`, "status")},
+		{"an owner", "writes no labels", patch("m1", `{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"ConfigMap","name":"x","uid":"x"}]}}`)},
+		{"its runtime's handlers", "nothing of a node's status", patch("m1", `{"status":{"runtimeHandlers":[{"name":"x"}]}}`, "status")},
+		{"an event of a pod", "", tell("m1", "Lab", about("Pod", cluster.Namespace, "p"))},
+		{"an event of its Node", "", tell("m1", "Lab", about("Node", "", "m1"))},
+		{"an event of a policy that is not enforced", "", tell("m1", "NotEnforced", about("NetworkPolicy", cluster.Namespace, "p"))},
+		{"another event of a policy", "tells no such events about NetworkPolicy p", tell("m1", "Enforced", about("NetworkPolicy", cluster.Namespace, "p"))},
+		{"an event of another Node", "tells no such events about Node m2", tell("m1", "Lab", about("Node", "", "m2"))},
+		{"an event of a Secret", "tells no such events about Secret p", tell("m1", "Lab", about("Secret", cluster.Namespace, "p"))},
+		{"an event in another's name", "tells events in no other name", tell("m2", "Lab", about("Pod", cluster.Namespace, "p"))},
+		{"a change of an event", "forbidden", only(api.CoreV1().Events(cluster.Namespace).Patch(ctx, "lab", types.MergePatchType, []byte(`{}`), metav1.PatchOptions{}))},
+		{"its own pods", "", only(api.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=m1"}))},
+		{"policies", "", only(api.NetworkingV1().NetworkPolicies("").List(ctx, list))},
+		{"a pod less", "forbidden", api.CoreV1().Pods(cluster.Namespace).Delete(ctx, "p", metav1.DeleteOptions{})},
 		{"its capacity", "nothing of a node's status", patch("m1", `{"status":{"capacity":{"pods":"1"}}}`, "status")},
 		{"deleting", "forbidden", api.CoreV1().Nodes().Delete(ctx, "m2", metav1.DeleteOptions{})},
 		{"secrets", "forbidden", only(api.CoreV1().Secrets("").List(ctx, list))},
-		{"pods", "forbidden", only(api.CoreV1().Pods("").List(ctx, list))},
 		{"config maps", "forbidden", only(api.CoreV1().ConfigMaps("").List(ctx, list))},
 	} {
 		switch {
@@ -70,7 +100,7 @@ func ownNodeOnly(ctx context.Context, w *World) (string, error) {
 			return "", fmt.Errorf("%s: want it denied with %q, got: %w", c.what, c.says, c.err)
 		}
 	}
-	return "its own annotations and nothing else", nil
+	return "its own annotations and condition, events in its own name, and nothing else", nil
 }
 
 // only is the error of a call whose answer does not matter.
@@ -96,7 +126,7 @@ func noRights(ctx context.Context, w *World) (string, error) {
 	if err := w.API.CoreV1().Pods(meshdNamespace).Delete(ctx, p.Name, metav1.DeleteOptions{}); err != nil {
 		return "", err
 	}
-	said, err := w.statusSays(ctx, "m1", "forbidden")
+	said, err := w.saidOf(ctx, "m1", "these credentials may not")
 	if err != nil {
 		return "", err
 	}
@@ -150,28 +180,13 @@ func foreignNetwork(ctx context.Context, w *World) (string, error) {
 
 // noPodCIDR is a cluster whose nodes get no pod CIDRs.
 func noPodCIDR(ctx context.Context, w *World) (string, error) {
+	if err := w.lookBefore(ctx, w.nodes...); err != nil {
+		return "", err
+	}
 	if err := w.Install(ctx); err != nil {
 		return "", err
 	}
-	const words = "has no spec.podCIDRs"
-	said, err := w.statusSays(ctx, "m1", words)
-	if err != nil {
-		return "", err
-	}
-	return said, w.nodeAndEventsSay(ctx, "m1", words)
-}
-
-// overlapping gives the node a pod CIDR that holds the machines' own addresses.
-func overlapping(ctx context.Context, w *World) (string, error) {
-	if _, err := w.Kubectl(ctx, "patch", "node", "m1", "-p", `{"spec":{"podCIDR":"172.31.77.0/24","podCIDRs":["172.31.77.0/24"]}}`); err != nil {
-		return "", err
-	}
-	words := "contains " + w.Machine("m1").IPv4().String()
-	said, err := w.statusSays(ctx, "m1", words)
-	if err != nil {
-		return "", err
-	}
-	return said, w.nodeAndEventsSay(ctx, "m1", words)
+	return w.saidToAll(ctx, "m1", "waits-on-m1", "has no spec.podCIDRs")
 }
 
 // nodeAndEventsSay wants words in the node's condition NetworkUnavailable and in an

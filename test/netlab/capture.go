@@ -146,6 +146,9 @@ func note(lines []string, line string) []string {
 // wireguardPort is the port the tunnels use.
 const wireguardPort = 51820
 
+// clusterPorts of TCP are the API's and the agents'.
+var clusterPorts = []uint16{6443, 10250}
+
 // classify names what an Ethernet frame is and whom it is between.
 func classify(f []byte) (kind string, src, dst netip.Addr) {
 	if len(f) < 14 {
@@ -192,6 +195,11 @@ func transport(proto byte, p []byte) string {
 		name := "tcp/"
 		if proto == unix.IPPROTO_UDP {
 			name = "udp/"
+		}
+		for _, known := range clusterPorts { // a translated client's own port may be a low one
+			if proto == unix.IPPROTO_TCP && (a == known || b == known) {
+				return fmt.Sprintf("%s%d", name, known)
+			}
 		}
 		return fmt.Sprintf("%s%d", name, min(a, b))
 	}

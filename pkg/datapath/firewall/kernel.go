@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -69,11 +70,26 @@ func (s *socket) ask(typ uint16, flags netlink.HeaderFlags, family byte, attrs .
 	if err != nil {
 		return nil, err
 	}
-	return s.raw.Execute(netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ), Flags: netlink.Request | flags},
-		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, b...),
-	})
+	for try := 0; ; try++ {
+		msgs, err := s.raw.Execute(netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ), Flags: netlink.Request | flags},
+			Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, b...),
+		})
+		if err != nil || !slices.ContainsFunc(msgs, interrupted) {
+			return msgs, err
+		}
+		if try == maxInterrupted {
+			return nil, fmt.Errorf("somebody changes rules all the time: %w", unix.EINTR)
+		}
+	}
 }
+
+// maxInterrupted is how often a list is read again.
+const maxInterrupted = 20
+
+// interrupted reports whether the rules changed while they were listed: then
+// some of them may be missing (NLM_F_DUMP_INTR of linux/netlink.h).
+func interrupted(m netlink.Message) bool { return m.Header.Flags&unix.NLM_F_DUMP_INTR != 0 }
 
 // each calls f for every attribute of a message.
 func each(m netlink.Message, f func(*netlink.AttributeDecoder)) error {
