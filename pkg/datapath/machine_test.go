@@ -79,12 +79,13 @@ func deepen(ctx context.Context, name string) {
 	}
 }
 
-// request to a machine: a new state, words of its peers, to change its key, or
-// nothing; the reply is how it is.
+// request to a machine: a new state, words of its peers, to change its key, to
+// look at its kernel for what is left to do, or nothing; the reply is how it is.
 type request struct {
 	State  *mesh.State
 	Heard  map[string]Sending
 	Rotate bool
+	Look   bool
 }
 
 type reply struct {
@@ -183,8 +184,10 @@ func roleMachine(args []string) error {
 					r.Sends[n.Name] = s
 				}
 			}
-			if r.Plan, err = d.Plan(); err != nil {
-				r.Err = err.Error()
+			if req.Look {
+				if r.Plan, err = d.Plan(); err != nil {
+					r.Err = err.Error()
+				}
 			}
 		}
 		if err := out.Encode(r); err != nil {
@@ -514,7 +517,7 @@ func (m *machine) killIn() {
 
 func (m *machine) ask(s *mesh.State) reply {
 	m.t.Helper()
-	return m.request(request{State: s})
+	return m.request(request{State: s, Look: true})
 }
 
 func (m *machine) request(req request) reply {

@@ -75,6 +75,11 @@ func TestPathsAreRepaired(t *testing.T) {
 		})
 		tell(state, b)
 		a.reaches(t, "pod to pod", b.podAddr(2))
+		// They talk for a while: who was never heard to answer a probe is given
+		// 15 s before it is called silent.
+		if out, err := a.in_(2, "ping", "-c8", "-i0.25", "-W3", b.podAddr(2)); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
 		settled(t, a, b)
 	})
 	for _, c := range []struct{ name, on, breakage, part, named string }{

@@ -30,7 +30,7 @@ type cluster struct {
 func (c *cluster) carry() map[string]reply {
 	replies, changed := map[string]reply{}, false
 	for i, m := range c.machines {
-		r := m.ask(nil)
+		r := m.request(request{})
 		replies[m.name] = r
 		n := &c.state.Nodes[i]
 		if known := !r.Keys.Current.IsZero(); known && (n.PublicKey != r.Keys.Current || n.NextKey != r.Keys.Next) {
@@ -65,15 +65,14 @@ func (c *cluster) until(what string, holds func(map[string]reply) bool) {
 			return
 		}
 		if time.Now().After(deadline) {
-			for name, r := range replies {
-				c.Logf("%s: %s of %v, sends %v, waits %v, plan %q %s", name, r.Turn.Stage(), r.Keys, r.Sends, r.Turn.Waiting, r.Plan, r.Err)
-			}
 			for _, m := range c.machines {
+				r := m.ask(nil)
+				c.Logf("%s: %s of %v, sends %v, waits %v, plan %q %s", m.name, r.Turn.Stage(), r.Keys, r.Sends, r.Turn.Waiting, r.Plan, r.Err)
 				c.Logf("%s:\n%s", m.name, m.sh("wg show all; ip route show proto 77; for f in "+m.dir+"/*next.log; do tail -20 $f; done"))
 			}
 			c.Fatalf("%s: not after two minutes", what)
 		}
-		time.Sleep(10 * time.Millisecond) // the API and the wire take their time as well
+		time.Sleep(20 * time.Millisecond) // the API and the wire take their time as well
 	}
 }
 
@@ -183,9 +182,14 @@ func TestRotation(t *testing.T) {
 			cl.probe(a, c, c.podAddr(2)+":7", rate), cl.probe(c, b, "["+b.podAddr6(2)+"]:7", rate),
 		}
 	}
-	// As many as this machine carries while no key changes: an emulated one
-	// carries fewer.
+	// As many as this machine carries while no key changes, with time left.
 	rate := 1000
+	if text := os.Getenv("MESHD_TEST_RATE"); text != "" { // test/vm knows its processor
+		var err error
+		if rate, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("MESHD_TEST_RATE is %q, want a number of packets a second", text)
+		}
+	}
 	for ; !carries(t, probe(rate)); rate /= 2 {
 		if rate < 50 {
 			t.Fatal("packets are lost while no key changes")
@@ -215,7 +219,7 @@ func TestRotation(t *testing.T) {
 	}
 	settled(t, all...)
 	for _, m := range all {
-		if out := m.sh("ip -o link show; ls -A /run/wireguard | grep -v lock"); strings.Contains(out, mesh.SecondSuffix) {
+		if out := m.sh("ip -o link show; ls -A /run/wireguard | grep -v lock ||:"); strings.Contains(out, mesh.SecondSuffix) {
 			t.Errorf("%s: something of the second device stayed:\n%s", m.name, out)
 		}
 	}

@@ -169,45 +169,74 @@ wg set wga peer KEY3 endpoint 192.0.2.3:51820 allowed-ips +10.244.3.0/24,+fd00:1
 	}
 }
 
+// What is done to peers, as commands, and what wg(8) shows of it afterwards:
+// the device is then what it would be had it been made so.
 func TestPlanReadsLikeCommands(t *testing.T) {
-	testns.New(t)
+	join := testns.New(t)
 	d, _ := device(t, "wgb")
 	apply(t, d, config())
+	first := shown(t, "wgb")
+	const two, three = "peer KEY2 psk (none) endpoint 192.0.2.2:51820 allowed [10.244.2.0/24 fd00:10:244:2::/64] keepalive off",
+		"peer KEY3 psk (none) endpoint 192.0.2.3:51820 allowed [10.244.3.0/24 fd00:10:244:3::/64] keepalive off"
 	for _, c := range []struct {
-		name string
-		edit func(*wireguard.Config)
-		want string
+		name        string
+		edit        func(*wireguard.Config)
+		want, shows string
 	}{
-		{"a peer goes", func(c *wireguard.Config) { c.Peers = c.Peers[:1] }, "wg set wgb peer KEY3 remove"},
+		{"nothing", func(*wireguard.Config) {}, "", two + "\n" + three},
+		{"a peer comes", func(c *wireguard.Config) {
+			c.Peers = append(c.Peers, wireguard.Peer{Name: "node4", Key: key(4), Endpoint: netip.MustParseAddrPort("192.0.2.4:51820"),
+				AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.244.4.0/24")}})
+		}, "wg set wgb peer KEY4 endpoint 192.0.2.4:51820 allowed-ips +10.244.4.0/24 # node4",
+			two + "\n" + three + "\npeer KEY4 psk (none) endpoint 192.0.2.4:51820 allowed [10.244.4.0/24] keepalive off"},
+		{"a peer goes", func(c *wireguard.Config) { c.Peers = c.Peers[:1] }, "wg set wgb peer KEY3 remove", two},
 		{"a prefix moves", func(c *wireguard.Config) {
 			c.Peers[0].AllowedIPs, c.Peers[1].AllowedIPs = c.Peers[1].AllowedIPs, c.Peers[0].AllowedIPs
 		}, `wg set wgb peer KEY2 allowed-ips +10.244.3.0/24,+fd00:10:244:3::/64 # node2
-wg set wgb peer KEY3 allowed-ips +10.244.2.0/24,+fd00:10:244:2::/64 # node3`},
+wg set wgb peer KEY3 allowed-ips +10.244.2.0/24,+fd00:10:244:2::/64 # node3`,
+			`peer KEY2 psk (none) endpoint 192.0.2.2:51820 allowed [10.244.3.0/24 fd00:10:244:3::/64] keepalive off
+peer KEY3 psk (none) endpoint 192.0.2.3:51820 allowed [10.244.2.0/24 fd00:10:244:2::/64] keepalive off`},
 		{"a prefix goes", func(c *wireguard.Config) { c.Peers[0].AllowedIPs = c.Peers[0].AllowedIPs[:1] },
-			"wg set wgb peer $THROWAWAY allowed-ips fd00:10:244:2::/64 peer $THROWAWAY remove"},
+			"wg set wgb peer $THROWAWAY allowed-ips fd00:10:244:2::/64 peer $THROWAWAY remove",
+			"peer KEY2 psk (none) endpoint 192.0.2.2:51820 allowed [10.244.2.0/24] keepalive off\n" + three},
 		{"a node has a new key", func(c *wireguard.Config) { c.Peers[1].Key = key(9) },
 			`wg set wgb peer KEY9 endpoint 192.0.2.3:51820 allowed-ips +10.244.3.0/24,+fd00:10:244:3::/64 # node3
-wg set wgb peer KEY3 remove`},
+wg set wgb peer KEY3 remove`, two + "\n" + strings.Replace(three, "KEY3", "KEY9", 1)},
 		{"an endpoint moves", func(c *wireguard.Config) { c.Peers[0].Endpoint = netip.MustParseAddrPort("[2001:db8::2]:51820") },
-			"wg set wgb peer KEY2 endpoint [2001:db8::2]:51820 # node2"},
+			"wg set wgb peer KEY2 endpoint [2001:db8::2]:51820 # node2", strings.Replace(two, "192.0.2.2", "[2001:db8::2]", 1) + "\n" + three},
 		{"keepalive, port, MTU", func(c *wireguard.Config) { c.Peers[0].Keepalive, c.ListenPort, c.MTU = 25*time.Second, 51821, 8920 },
 			`wg set wgb listen-port 51821
 ip link set wgb mtu 8920
-wg set wgb peer KEY2 persistent-keepalive 25 # node2`},
+wg set wgb peer KEY2 persistent-keepalive 25 # node2`, strings.Replace(two, "keepalive off", "keepalive 25", 1) + "\n" + three},
 	} {
-		cfg := config()
-		c.edit(&cfg)
-		plan, err := d.Plan(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := strings.NewReplacer("KEY2", b64(2), "KEY3", b64(3), "KEY9", b64(9)).Replace(c.want)
-		if diff := cmp.Diff(want, strings.Join(plan, "\n")); diff != "" {
-			t.Errorf("%s: -want +got:\n%s", c.name, diff)
-		}
-		apply(t, d, cfg)
-		apply(t, d, config())
+		t.Run(c.name, func(t *testing.T) {
+			join(t)
+			keys := strings.NewReplacer("KEY2", b64(2), "KEY3", b64(3), "KEY4", b64(4), "KEY9", b64(9))
+			cfg := config()
+			c.edit(&cfg)
+			plan, err := d.Plan(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(keys.Replace(c.want), strings.Join(plan, "\n")); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			apply(t, d, cfg)
+			if diff := cmp.Diff(keys.Replace(c.shows), peersOf(shown(t, "wgb"))); diff != "" {
+				t.Errorf("wg show: -want +got:\n%s", diff)
+			}
+			apply(t, d, config())
+			if diff := cmp.Diff(first, shown(t, "wgb")); diff != "" {
+				t.Errorf("and back: -want +got:\n%s", diff)
+			}
+		})
 	}
+}
+
+// peersOf what shown says.
+func peersOf(shown string) string {
+	lines := strings.Split(shown, "\n")
+	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return !strings.HasPrefix(l, "peer ") }), "\n")
 }
 
 // A session begins beside the one there is where the device can do that, and
