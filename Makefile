@@ -115,9 +115,11 @@ test-kubernetes: deps image $(TOOLS)
 	go build -o bin/tally ./test/tally
 	go test -vet=off -count=1 -timeout 30m -json $(if $(TEST),-run '^$(TEST)$$') ./test/kubernetes 2>&1 | bin/tally -steps
 
-# The datapath's tests on a kernel that has WireGuard, in an emulated guest:
-# minutes, and a package of 100 MB on the first run.
-VM_PACKAGES := qemu-system-x86 nftables iproute2 iputils-ping wireguard-tools conntrack
+# The datapath's tests on a kernel that has WireGuard, in two emulated guests:
+# minutes, and packages of 100 MB on the first run. Then the same tests here, and
+# which ran on one of the two alone. TEST=NAME is some of them; TEST=core, as in
+# .ci/run, is all but the changes of keys.
+VM_PACKAGES := qemu-system-x86 nftables iptables iproute2 iputils-ping wireguard-tools conntrack
 KERNEL_DIR := /var/cache/meshd
 test-vm: deps
 	@missing=(); for p in $(VM_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
@@ -125,7 +127,7 @@ test-vm: deps
 	@mkdir -p $(KERNEL_DIR) && chmod 755 $(KERNEL_DIR) && cd $(KERNEL_DIR) && ls linux-image-[0-9]*-cloud-amd64_*.deb >/dev/null 2>&1 || \
 	{ cd $(KERNEL_DIR) && apt-get download -q $$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p') </dev/null; }
 	go build -o bin/tally ./test/tally
-	go test -vet=off -timeout 35m -json ./test/vm 2>&1 | bin/tally
+	PATH="$$PATH:$(CURDIR)/bin/tools" MESHD_VM_TEST='$(TEST)' go test -vet=off -count=1 -timeout 60m -json ./test/vm 2>&1 | bin/tally -steps
 
 check:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt -w $$unformatted"; exit 1; }

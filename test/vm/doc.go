@@ -4,7 +4,14 @@
 // guest's kernel has WireGuard; so the tests of the datapath, which everywhere
 // else meet the userspace device, meet the kernel's here. It is the same table
 // of tests: the environment variable MESHD_TEST_BACKEND=kernel tells the few
-// that differ which device must be there, and that nothing else will do.
+// that differ which device must be there, and that nothing else will do. In the
+// end the names of the tests that ran in a guest are held against those of
+// this machine; the few that run on one of them alone stand with their reasons
+// in hereOnly.
+//
+// Time in a guest is counted by its instructions and not by a clock: see clock.
+// So it does not matter how slow or how busy this machine is, and two guests run
+// beside each other.
 //
 // A guest has no disk, no network card and no way to this host but two serial
 // lines: the first is its console, kept for when it breaks, the second carries
@@ -18,5 +25,5 @@
 //
 // Reading order: guest.go (a guest's life), kernel.go (image and modules of a
 // Debian package), initramfs.go (the root file system), init (the first
-// process of the guest).
+// process of the guest), verdict.go (what ran where), vm_test.go (which tests).
 package vm

@@ -15,7 +15,8 @@ import (
 )
 
 // Tools of this host the guest has as well.
-var Tools = []string{"sh", "bash", "ip", "wg", "nft", "ss", "sysctl", "ping", "nsenter", "tcpdump",
+var Tools = []string{"sh", "bash", "ip", "wg", "nft", "ss", "sysctl", "ping", "nsenter", "tcpdump", "tc", "conntrack",
+	"iptables-nft", "iptables-legacy", "ip6tables-legacy",
 	"cat", "cut", "grep", "ls", "rm", "sed", "sleep", "sort", "unshare"}
 
 // texts are files of this host the tools read names from.

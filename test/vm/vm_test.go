@@ -1,33 +1,83 @@
 package vm
 
 import (
-	"bytes"
 	"context"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
-// limit of a guest's life. On two idle cores the tests take six minutes, on
-// busy ones twenty.
-const limit = 30 * time.Minute
+// TestEnv says which tests run: those that match it, as with go test -run, but
+// without subtests; or "core", all but the changes of keys; or all when it is
+// empty.
+const TestEnv = "MESHD_VM_TEST"
 
-// suites are the packages whose tests run in the guest, and what of them
-// cannot: each with its reason.
-var suites = []struct{ pkg, skip string }{
-	{pkg: "pkg/datapath/wireguard", skip: "^(TestWithoutAnyWireGuard|TestUserspaceProcess)$"}, // there is one
-	{pkg: "pkg/datapath/route"},
-	{pkg: "pkg/datapath/firewall"},
-	{pkg: "pkg/datapath", skip: "^TestOneOfAThousand$"}, // five minutes for an emulated processor, and seen to pass
+// limit of a guest's life, in the time of this machine.
+const limit = 45 * time.Minute
+
+// A suite is a package whose tests run in a guest: those that match run and do
+// not match skip; empty is all, and none.
+type suite struct{ pkg, run, skip string }
+
+// parts have no machines; all of their tests take half a minute.
+var parts = []suite{{pkg: "pkg/datapath/wireguard"}, {pkg: "pkg/datapath/route"}, {pkg: "pkg/datapath/firewall"}}
+
+// What the tests of machines divide into, by the time they take.
+const (
+	machines = "pkg/datapath"
+	changes  = "TestRotation|TestSecondIsWatched" // of keys: half of all time
+	story    = "TestStory"
+	paths    = "TestPathsAreRepaired|TestBlackHole|TestSegmentsFitTheTunnel|TestNothingIsCut|TestBehindAddressTranslator|TestOneOfAThousand"
+)
+
+func only(patterns ...string) string { return "^(" + strings.Join(patterns, "|") + ")$" }
+
+// guests to run beside each other.
+func guests() [][]suite {
+	first := func(but ...string) []suite {
+		return append(slices.Clone(parts), suite{pkg: machines, skip: only(but...)})
+	}
+	switch test := os.Getenv(TestEnv); test {
+	case "":
+		return [][]suite{first(changes, story), {{pkg: machines, run: only(changes, story)}}}
+	case "core":
+		return [][]suite{first(changes, story, paths), {{pkg: machines, run: only(story, paths)}}}
+	default:
+		var all []suite
+		for _, s := range append(slices.Clone(parts), suite{pkg: machines}) {
+			all = append(all, suite{pkg: s.pkg, run: test})
+		}
+		return [][]suite{all}
+	}
 }
 
-// The tests of the datapath, on a kernel with WireGuard.
+// hereOnly are the tests that no guest runs, and why.
+var hereOnly = map[string]string{
+	"wireguard/TestUserspaceProcess":    "the kernel's device has no process",
+	"wireguard/TestRemove":              "the kernel's device has no process",
+	"wireguard/TestWithoutAnyWireGuard": "the guest's kernel has WireGuard",
+	"wireguard/TestPossible":            "the guest's kernel has WireGuard",
+	"datapath/TestTunnelsWithoutTime":   "the kernel's device has no process that could stand still",
+	"datapath/TestEveryOrder":           "asks no kernel, and takes an emulated processor minutes",
+	"datapath/TestEveryRuleIsNeeded":    "asks no kernel, and takes an emulated processor minutes",
+}
+
+// The tests of the datapath on a kernel with WireGuard, and the same ones here,
+// where the device is a process of ours: each runs on both or stands above.
 func TestKernelDatapath(t *testing.T) {
 	if missing := Missing(); len(missing) > 0 {
 		t.Skipf("needs %s", strings.Join(missing, ", "))
+	}
+	if test := os.Getenv(TestEnv); strings.Contains(test, "/") {
+		t.Fatalf("%s is %q: name tests, not subtests", TestEnv, test)
 	}
 	deb, err := FindKernel()
 	if err != nil {
@@ -40,100 +90,138 @@ func TestKernelDatapath(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	cfg := Config{Kernel: kernel, Dir: dir, Init: compile(t, dir)}
-	for _, s := range suites {
-		args := []string{"-test.v", "-test.timeout=25m"}
-		if s.skip != "" {
-			args = append(args, "-test.skip="+s.skip)
-		}
-		cfg.Runs = append(cfg.Runs, Run{
-			Program: filepath.Join(dir, "tests", filepath.Base(s.pkg)+".test"), Folder: filepath.Join("../..", s.pkg),
-			Args: args, Env: []string{"MESHD_TEST_BACKEND=kernel"},
+	init := compile(t, dir)
+	var mu sync.Mutex
+	var wait sync.WaitGroup
+	there := verdicts{}
+	for i, suites := range guests() {
+		wait.Go(func() {
+			got := runThere(ctx, t, suites, Config{Kernel: kernel, Dir: filepath.Join(dir, fmt.Sprint("guest", i)), Init: init}, filepath.Join(dir, "tests"))
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(there, got)
 		})
+	}
+	wait.Wait()
+	if t.Failed() {
+		return
+	}
+	run := os.Getenv(TestEnv)
+	if run == "core" {
+		run = ""
+	}
+	here, err := runHere(ctx, run, packages())
+	if err != nil {
+		t.Errorf("the same tests, here: %v", err)
+	}
+	excuses := maps.Clone(hereOnly)
+	maps.DeleteFunc(excuses, func(test, _ string) bool { return !chosen(test) })
+	maps.DeleteFunc(here, func(test string, _ verdict) bool { return !chosen(test) })
+	for _, difference := range compare(here, there, excuses) {
+		t.Error(difference)
+	}
+	for test, why := range excuses {
+		t.Run("only here/"+test, func(t *testing.T) { t.Log(why) })
+	}
+}
+
+// chosen reports whether a test is one of those that shall run.
+func chosen(test string) bool {
+	pkg, name, _ := strings.Cut(test, "/")
+	name, _, _ = strings.Cut(name, "/")
+	matches := func(pattern string) bool { return pattern != "" && regexp.MustCompile(pattern).MatchString(name) }
+	return slices.ContainsFunc(slices.Concat(guests()...), func(s suite) bool {
+		return filepath.Base(s.pkg) == pkg && (s.run == "" || matches(s.run)) && !matches(s.skip)
+	})
+}
+
+// packages of the guests, each once.
+func packages() (list []string) {
+	for _, s := range slices.Concat(guests()...) {
+		if !slices.Contains(list, s.pkg) {
+			list = append(list, s.pkg)
+		}
+	}
+	return list
+}
+
+// in a guest, from the folder of compiled tests.
+func (s suite) in(tests string) Run {
+	base := filepath.Base(s.pkg)
+	var skip []string
+	for test := range hereOnly {
+		if pkg, name, _ := strings.Cut(test, "/"); pkg == base {
+			skip = append(skip, "^"+name+"$")
+		}
+	}
+	slices.Sort(skip)
+	if s.skip != "" {
+		skip = append(skip, s.skip)
+	}
+	return Run{
+		Program: filepath.Join(tests, base+".test"), Folder: filepath.Join("../..", s.pkg), Env: []string{"MESHD_TEST_BACKEND=kernel", "MESHD_TEST_RATE=250"},
+		// Hours of the guest; here it ends by limit.
+		Args: []string{"-test.v", "-test.timeout=2h", "-test.run=" + s.run, "-test.skip=" + strings.Join(skip, "|")},
+	}
+}
+
+// runThere boots a guest and turns the tests it runs into tests of ours.
+func runThere(ctx context.Context, t *testing.T, suites []suite, cfg Config, tests string) verdicts {
+	there := verdicts{}
+	for _, s := range suites {
+		cfg.Runs = append(cfg.Runs, s.in(tests))
+	}
+	if err := os.Mkdir(cfg.Dir, 0o755); err != nil {
+		t.Error(err)
+		return nil
 	}
 	guest, err := Boot(ctx, cfg)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return nil
 	}
 	defer guest.Close()
 	for _, s := range suites {
-		if !t.Run(filepath.Base(s.pkg), func(t *testing.T) { follow(t, guest) }) && ctx.Err() != nil {
-			t.Fatalf("the guest was ended after %s", limit)
+		f := follower{t: t, pkg: filepath.Base(s.pkg), verdicts: there}
+		if status, err := guest.Next(f.line); err != nil {
+			if ctx.Err() != nil {
+				err = fmt.Errorf("it was ended after %s", limit)
+			}
+			t.Errorf("guest, in %s: %v\n%s\nits console:\n%s", s.pkg, err, f.said.String(), guest.Console())
+			return there
+		} else if status != 0 {
+			t.Errorf("%s: exit status %d\n%s", s.pkg, status, f.said.String())
 		}
 	}
-	if t.Failed() {
-		t.Logf("console of the guest:\n%s", guest.Console())
-	}
+	return there
 }
 
-// follow turns what a test binary prints into tests of ours.
-func follow(t *testing.T, guest *Guest) {
-	tests := 0
-	status, err := guest.Next(func(line string) {
-		t.Log(line)
-		if verdict, test, ok := result(line); ok {
-			tests++
-			t.Run(test, func(t *testing.T) {
-				switch verdict {
-				case "FAIL":
-					t.Fail()
-				case "SKIP":
-					t.Skip("skipped in the guest")
-				}
-			})
+// A follower makes tests of ours out of what a test binary prints.
+type follower struct {
+	t        *testing.T
+	pkg      string
+	verdicts verdicts
+	said     strings.Builder // since the last test that is no subtest ended
+}
+
+func (f *follower) line(line string) {
+	fmt.Fprintln(&f.said, line)
+	test, v, ok := parse(line)
+	if !ok {
+		return
+	}
+	name := f.pkg + "/" + test
+	f.verdicts[name] = v
+	f.t.Run(name, func(t *testing.T) {
+		t.Logf("after %s s of the guest's time", v.seconds)
+		switch v.word {
+		case "FAIL":
+			t.Errorf("in the guest:\n%s", f.said.String())
+		case "SKIP":
+			t.Skipf("in the guest:\n%s", f.said.String())
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status != 0 || tests == 0 {
-		t.Errorf("exit status %d after %d tests", status, tests)
-	}
-}
-
-// result reads "--- PASS: TestX (0.01s)", also of subtests.
-func result(line string) (verdict, test string, ok bool) {
-	rest, ok := strings.CutPrefix(strings.TrimLeft(line, " "), "--- ")
-	if !ok {
-		return "", "", false
-	}
-	verdict, rest, ok = strings.Cut(rest, ": ")
-	test, _, paren := strings.Cut(rest, " (")
-	return verdict, test, ok && paren
-}
-
-func TestResult(t *testing.T) {
-	for _, c := range []struct {
-		line, verdict, test string
-		ok                  bool
-	}{
-		{"--- PASS: TestApply (1.16s)", "PASS", "TestApply", true},
-		{"    --- FAIL: TestStory/services (31.19s)", "FAIL", "TestStory/services", true},
-		{"--- SKIP: TestKey (0.00s)", "SKIP", "TestKey", true},
-		{"    story_test.go:7: --- FAIL: no (1s)", "", "", false},
-		{"--- 10.244.1.2 ping statistics ---", "", "", false},
-		{"PASS", "", "", false},
-	} {
-		if verdict, test, ok := result(c.line); ok != c.ok || ok && (verdict != c.verdict || test != c.test) {
-			t.Errorf("%q: %s %s %v, want %s %s %v", c.line, verdict, test, ok, c.verdict, c.test, c.ok)
-		}
-	}
-}
-
-func TestRoot(t *testing.T) {
-	r := newRoot()
-	r.add("/lib64/ld.so", 0o755, nil)
-	r.add("/usr/bin/ip", 0o755, nil)
-	r.dir("/tests/a/b")
-	for _, name := range []string{"usr/lib64/ld.so", "usr/lib64", "usr/bin/ip", "tests", "tests/a/b"} {
-		if _, ok := r.files[name]; !ok {
-			t.Errorf("no %s", name)
-		}
-	}
-	var archive bytes.Buffer
-	if err := r.write(&archive); err != nil || archive.Len()%4 != 0 {
-		t.Errorf("%d bytes, %v", archive.Len(), err)
-	}
+	f.said.Reset()
 }
 
 // compile makes the test binaries, in dir/tests, and init.
@@ -145,8 +233,8 @@ func compile(t *testing.T, dir string) (init string) {
 		t.Fatal(err)
 	}
 	build := []string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", tests}
-	for _, s := range suites {
-		build = append(build, "./"+s.pkg)
+	for _, pkg := range packages() {
+		build = append(build, "./"+pkg)
 	}
 	for _, args := range [][]string{{"build", "-ldflags=-s -w", "-o", init, "./test/vm/init"}, build} {
 		cmd := exec.CommandContext(t.Context(), "go", args...)
