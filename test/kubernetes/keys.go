@@ -1,0 +1,151 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"meshd.dev/test/cluster"
+	"meshd.dev/test/flows"
+	"meshd.dev/test/netlab"
+)
+
+// What meshd writes on a Node about its key, and the device that is there while
+// it changes.
+const (
+	publicKey    = "meshd.dev/public-key"
+	rotateKey    = "meshd.dev/rotate-key"
+	secondDevice = "mesh0-next"
+)
+
+// keyChange has m1 change its key while a hundred connections go from its pod
+// to one of m3, and takes the pod of meshd away in the middle. Where the kernel
+// has no WireGuard, the second device is the DaemonSet meshd-wireguard's, and
+// so it stays.
+func keyChange(ctx context.Context, w *World) (string, error) {
+	old, err := w.keyOf(ctx, "m1")
+	if err != nil {
+		return "", err
+	}
+	stop, err := w.flow(ctx, "m1", "m3")
+	if err != nil {
+		return "", err
+	}
+	err = w.changeKey(ctx, "m1", old)
+	result, flowErr := stop()
+	if err := errors.Join(err, flowErr); err != nil {
+		return "", err
+	}
+	if result.Broken > 0 {
+		return "", fmt.Errorf("%s", result)
+	}
+	_, err = w.StatusHealthy(ctx, w.nodes)
+	return result.String(), err
+}
+
+func (w *World) changeKey(ctx context.Context, node, old string) error {
+	if _, err := w.Kubectl(ctx, "annotate", "node", node, rotateKey+"="+old); err != nil {
+		return err
+	}
+	var second string
+	err := w.Until(ctx, func(ctx context.Context) (err error) {
+		second, err = w.Machine(node).Run(ctx, "cat", "/sys/class/net/"+secondDevice+"/ifindex")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	p, err := w.meshdPod(ctx, node)
+	if err != nil {
+		return err
+	}
+	if _, err := w.Kubectl(ctx, "delete", "pod", "-n", meshdNamespace, p.Name, "--wait"); err != nil {
+		return err
+	}
+	// Asked when the pod is gone: its successor may be done with the device already.
+	now, err := w.Machine(node).Run(ctx, "sh", "-c", "cat /sys/class/net/"+secondDevice+"/ifindex || true")
+	if err != nil {
+		return err
+	}
+	if key, err := w.keyOf(ctx, node); err != nil || key == old && now != second {
+		return errors.Join(err, fmt.Errorf("%s: %s was link %s and is %q after the restart of meshd, and the key has not changed: it went with the pod", node, secondDevice, strings.TrimSpace(second), strings.TrimSpace(now)))
+	}
+	if err := w.rolledOut(ctx, "meshd", len(w.nodes)); err != nil {
+		return err
+	}
+	return w.Until(ctx, func(ctx context.Context) error {
+		if key, err := w.keyOf(ctx, node); err != nil || key == old {
+			return errors.Join(err, fmt.Errorf("%s has its old key still", node))
+		}
+		for _, name := range w.nodes {
+			if _, err := w.Machine(name).Run(ctx, "sh", "-c", "! ls -d /sys/class/net/"+secondDevice+" 2>/dev/null"); err != nil {
+				return fmt.Errorf("%s has its second device still: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
+func (w *World) keyOf(ctx context.Context, node string) (string, error) {
+	n, err := w.API.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	if n.Annotations[publicKey] == "" {
+		return "", fmt.Errorf("node %s has no %s", node, publicKey)
+	}
+	return n.Annotations[publicKey], nil
+}
+
+// flow starts connections and questions from a pod of one node to a pod of
+// another; stop says what became of them.
+func (w *World) flow(ctx context.Context, from, to string) (stop func() (flows.Result, error), err error) {
+	var pids [2]int
+	var pods [2]*corev1.Pod
+	for i, node := range []string{from, to} {
+		if pods[i], err = w.PodOn(ctx, "everywhere", node); err != nil {
+			return nil, err
+		}
+		p, err := w.Process(pods[i])
+		if err != nil {
+			return nil, err
+		}
+		pids[i] = p.Pid
+	}
+	addr, err := netip.ParseAddr(pods[1].Status.PodIP)
+	if err != nil {
+		return nil, err
+	}
+	target := netip.AddrPortFrom(addr, 9999).String()
+	serving, endServing := context.WithCancel(ctx)
+	asking, endAsking := context.WithCancel(ctx)
+	var result flows.Result
+	ready, served, asked := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	go func() { served <- netlab.InNetNS(pids[1], func() error { return flows.Serve(serving, target) }) }()
+	go func() {
+		asked <- cluster.Until(asking, func(ctx context.Context) error { // until it listens
+			return netlab.InNetNS(pids[0], func() (err error) {
+				result, err = flows.Probe(ctx, target, 100, func() { close(ready) })
+				return err
+			})
+		})
+	}()
+	stop = func() (flows.Result, error) {
+		endAsking()
+		err := <-asked
+		endServing()
+		return result, errors.Join(err, <-served)
+	}
+	select {
+	case <-ready:
+		return stop, nil
+	case <-ctx.Done():
+		_, err := stop()
+		return nil, errors.Join(context.Cause(ctx), err)
+	}
+}
