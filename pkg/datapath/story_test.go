@@ -535,7 +535,7 @@ func (s *story) deviceDies(t *testing.T) {
 // meshdDies: packets flow without it; a new one finds all as it must be.
 func (s *story) meshdDies(t *testing.T) {
 	look := func() string {
-		return s.a.sh("cat /run/wireguard/mesh0.lock ||:; wg show mesh0 latest-handshakes | sort; ip -o link show mesh0; ip route show proto 77; nft -a list table inet meshd")
+		return s.a.sh("cat /run/wireguard/mesh0.lock ||:; wg show mesh0 latest-handshakes | sort; ip -o link show mesh0; ip route show proto 77; nft -s -a list table inet meshd")
 	}
 	before := look()
 	if err := s.a.cmd.Process.Kill(); err != nil {
