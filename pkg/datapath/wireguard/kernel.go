@@ -38,11 +38,14 @@ func (d *Device) read() (state, error) {
 	if err != nil {
 		return state{}, fmt.Errorf("look for link %s: %w", name, err)
 	}
+	// Opened here, in the caller's network namespace: the question may be asked
+	// by another thread. What a question that is not asked leaves open is closed
+	// when it is collected.
+	wg, err := wgctrl.New()
+	if err != nil {
+		return state{}, fmt.Errorf("open wireguard control: %w", err)
+	}
 	dev, err := ask(&d.questions, name, func() (*wgtypes.Device, error) {
-		wg, err := wgctrl.New()
-		if err != nil {
-			return nil, fmt.Errorf("open wireguard control: %w", err)
-		}
 		defer wg.Close()
 		return wg.Device(name)
 	})
