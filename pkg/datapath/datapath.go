@@ -367,8 +367,11 @@ func (d *Datapath) applyAll(ctx context.Context, state *mesh.State) error {
 	}
 	wish := c.wish
 	d.movedAway()
-	again := d.true.Swap(false) && d.wished.Load().same(wish)
-	if !again {
+	var held *Wish // what held until now
+	if d.true.Swap(false) {
+		held = d.wished.Load()
+	}
+	if held == nil || !held.same(wish) {
 		d.moved = began
 	}
 	if ok, err := d.begin(wish); !ok {
@@ -382,7 +385,7 @@ func (d *Datapath) applyAll(ctx context.Context, state *mesh.State) error {
 	routes, err2 := d.applyLinks(ctx, wish)
 	d.told(state, "whole", began, len(routes)+d.device.Did())
 	d.became(wish)
-	d.repaired(again, routes)
+	d.repaired(held, wish, routes)
 	d.report(d.Tunnels())
 	if err := errors.Join(err, err2); err != nil {
 		return err

@@ -53,22 +53,29 @@ func (d *Datapath) lookAt(w *Wish) {
 
 // same reports whether two wishes ask the same of the kernel.
 func (w *Wish) same(o Wish) bool {
+	return w.Keys == o.Keys && w.sameFirewall(o) && reflect.DeepEqual(w.Route, o.Route) && reflect.DeepEqual(w.WireGuard, o.WireGuard) && reflect.DeepEqual(w.Second, o.Second)
+}
+
+func (w *Wish) sameFirewall(o Wish) bool {
 	f, g := w.Firewall, o.Firewall
 	groups := slices.Equal(f.Groups, g.Groups)
 	f.Groups, g.Groups = nil, nil
-	return groups && w.Keys == o.Keys && reflect.DeepEqual(f, g) && reflect.DeepEqual(w.Route, o.Route) && reflect.DeepEqual(w.WireGuard, o.WireGuard) && reflect.DeepEqual(w.Second, o.Second)
+	return groups && reflect.DeepEqual(f, g)
 }
 
-// repaired names what had to be done though nothing else was wished.
-func (d *Datapath) repaired(sameWish bool, routes []string) {
+// repaired names what had to be done though nothing else was wished of a part.
+// held is what held as a whole before; nil: nothing did.
+func (d *Datapath) repaired(held *Wish, wish Wish, routes []string) {
 	d.noteRepair("datapath/device", d.device.Drift())
-	if !sameWish {
+	if held == nil {
 		return
 	}
-	if did := d.firewall.Did(); did != "" {
+	if did := d.firewall.Did(); did != "" && held.sameFirewall(wish) {
 		d.noteRepair("datapath/firewall", []string{did})
 	}
-	d.noteRepair("datapath/routes", routes)
+	if reflect.DeepEqual(held.Route, wish.Route) {
+		d.noteRepair("datapath/routes", routes)
+	}
 }
 
 func (d *Datapath) noteRepair(part string, did []string) {
