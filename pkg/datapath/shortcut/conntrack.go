@@ -41,7 +41,23 @@ func findConntrack() (c conntrack, module *btf.Handle, err error) {
 		return c, nil, err
 	}
 	c.established, c.stream = timeout("tcp_timeout_established", 5*24*60*60), timeout("udp_timeout_stream", 120)
+	if c.hz, err = ticks(); err != nil {
+		module.Close()
+		return c, nil, err
+	}
 	return c, module, nil
+}
+
+// ticks of the kernel in a second. The coarse clocks are as exact as those.
+func ticks() (int32, error) {
+	var tick unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
+		return 0, fmt.Errorf("length of the kernel's tick: %w", err)
+	}
+	if ns := tick.Nano(); ns >= 100_000 && ns <= 100_000_000 {
+		return int32((1_000_000_000 + ns/2) / ns), nil
+	}
+	return 0, fmt.Errorf("the kernel says that its tick has %d ns; 10 to 10000 in a second would be right", tick.Nano())
 }
 
 const lookupFunc = "bpf_skb_ct_lookup"
@@ -60,10 +76,11 @@ func (c *conntrack) find(specs []*btf.Spec, in int16) error {
 		*to = kfunc{id: int32(id), offset: in}
 	}
 	status, err1 := offsetOf(specs, "nf_conn", "status")
-	proto, err2 := offsetOf(specs, "nf_conn", "proto")
-	state, err3 := offsetOf(specs, "ip_ct_tcp", "state") // one of the union nf_conn.proto
-	c.status, c.tcpState = status, proto+state
-	return errors.Join(err1, err2, err3)
+	timeout, err2 := offsetOf(specs, "nf_conn", "timeout")
+	proto, err3 := offsetOf(specs, "nf_conn", "proto")
+	state, err4 := offsetOf(specs, "ip_ct_tcp", "state") // one of the union nf_conn.proto
+	c.status, c.timeout, c.tcpState = status, timeout, proto+state
+	return errors.Join(err1, err2, err3, err4)
 }
 
 func offsetOf(specs []*btf.Spec, structure, member string) (int16, error) {

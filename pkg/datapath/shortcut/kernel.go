@@ -16,11 +16,13 @@ import (
 )
 
 // read looks at the links of the pods. l is nil when no link may have the
-// program.
-func read(pods []mesh.LocalPod, l *loaded) (state, error) {
-	have := state{addrs: map[netip.Addr]int{}}
+// program; refused says which may not, by index, and why.
+func read(pods []mesh.LocalPod, l *loaded, refused map[int]string) (state, error) {
+	have := state{addrs: map[netip.Addr]int{}, local: map[netip.Addr]bool{}}
+	names := map[ebpf.ProgramID]bool{}
 	if l != nil {
 		have.program = l.id
+		names[l.id] = true
 		if err := l.read(have.addrs); err != nil {
 			return have, err
 		}
@@ -36,20 +38,20 @@ func read(pods []mesh.LocalPod, l *loaded) (state, error) {
 	records := map[string][]netip.Addr{}
 	for _, p := range pods {
 		records[p.Link] = p.Addrs
+		add(have.local, p.Addrs)
 	}
-	names := map[ebpf.ProgramID]bool{}
 	for _, kl := range links {
 		name, index := kl.Attrs().Name, kl.Attrs().Index
 		if kl.Type() != "veth" || !strings.HasPrefix(name, mesh.PodLinkPrefix) {
 			continue
 		}
 		pl := podLink{name: name, index: index, addrs: records[name]}
-		if pl.programs, err = attached(index, names); errors.Is(err, errGone) {
+		if gone := pl.look(names); gone {
 			continue
-		} else if err != nil {
-			return have, fmt.Errorf("programs of %s: %w", name, err)
 		}
-		pl.why = whyNot(pl, kl.Attrs().Flags&net.FlagUp != 0, queued[index], have.addrs)
+		if pl.why = refused[index]; pl.why == "" {
+			pl.why = whyNot(pl, kl.Attrs().Flags&net.FlagUp != 0, queued[index], have.addrs)
+		}
 		pl.short = l != nil && pl.why == ""
 		have.links = append(have.links, pl)
 	}
@@ -57,7 +59,8 @@ func read(pods []mesh.LocalPod, l *loaded) (state, error) {
 }
 
 // whyNot says why a link may not have the program. A queue is a limit of the
-// pod's bandwidth, which the shortcut would go around. Routes are the last
+// pod's bandwidth, which the shortcut would go around, as it would a program of
+// somebody else's, who may filter or count. Routes are the last
 // thing that makes a pod, so one that has them has everything else.
 func whyNot(l podLink, up bool, queue string, known map[netip.Addr]int) string {
 	switch {
@@ -67,6 +70,8 @@ func whyNot(l podLink, up bool, queue string, known map[netip.Addr]int) string {
 		return "it is down"
 	case queue != "":
 		return "it has a queue (" + queue + ")"
+	case l.foreign != "":
+		return l.foreign
 	}
 	for _, a := range l.addrs {
 		if known[a] == l.index {
@@ -95,46 +100,57 @@ func queues() (map[int]string, error) {
 	return queued, nil
 }
 
-// errGone: the link is gone.
-var errGone = errors.New("link is gone")
+// look for programs at the link's hooks, unless it is gone. names is what this
+// round has already found out about programs.
+func (l *podLink) look(names map[ebpf.ProgramID]bool) (gone bool) {
+	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		have, err := programs(l.index, hook)
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
+			return false
+		case orGone(err, l.index) != nil:
+			l.foreign, l.unseen = "its programs cannot be listed: "+err.Error(), true
+			return false
+		case err != nil:
+			return true
+		}
+		for _, p := range have.Programs {
+			l.sort(p, hook, names)
+		}
+	}
+	return false
+}
 
-// attached lists the programs of ours at the ingress of a link. names is what
-// this round has already found out about programs.
-func attached(index int, names map[ebpf.ProgramID]bool) (ours []ebpf.ProgramID, err error) {
-	have, err := programs(index)
-	switch {
-	case errors.Is(err, ebpf.ErrNotSupported):
-		return nil, nil
-	case err != nil:
-		if _, gone := netlink.LinkByIndex(index); errors.As(gone, new(netlink.LinkNotFoundError)) {
-			return nil, errGone
+// sort a program at a hook of the link into ours and foreign ones. What a BPF
+// link holds is somebody else's.
+func (l *podLink) sort(p link.AttachedProgram, hook ebpf.AttachType, names map[ebpf.ProgramID]bool) {
+	is, known := names[p.ID]
+	if !known {
+		var err error
+		if is, err = isOurs(p.ID); errors.Is(err, unix.ENOENT) {
+			return // gone since it was listed
+		} else if err != nil {
+			l.foreign, l.unseen = fmt.Sprintf("it has a program that cannot be looked at (id %d): %v", p.ID, err), true
+			return
 		}
-		return nil, err
+		names[p.ID] = is
 	}
-	for _, p := range have.Programs {
-		is, known := names[p.ID]
-		if !known {
-			if is, err = isOurs(p.ID); err != nil {
-				return nil, err
-			}
-			names[p.ID] = is
-		}
-		if _, held := p.LinkID(); is && !held { // what a BPF link holds is somebody else's
-			ours = append(ours, p.ID)
-		}
+	if _, held := p.LinkID(); is && !held && hook == ebpf.AttachTCXIngress {
+		l.programs = append(l.programs, p.ID)
+	} else if l.foreign == "" {
+		l.foreign = fmt.Sprintf("it has a program of somebody else (id %d)", p.ID)
 	}
-	return ours, nil
 }
 
 func isOurs(id ebpf.ProgramID) (bool, error) {
 	p, err := ebpf.NewProgramFromID(id)
 	if err != nil {
-		return false, fmt.Errorf("program %d: %w", id, err)
+		return false, err
 	}
 	defer p.Close()
 	info, err := p.Info()
 	if err != nil {
-		return false, fmt.Errorf("program %d: %w", id, err)
+		return false, err
 	}
 	return info.Name == programName, nil
 }
@@ -142,14 +158,14 @@ func isOurs(id ebpf.ProgramID) (bool, error) {
 // haveTCX says whether programs can be attached at all.
 func haveTCX() error {
 	const loopback = 1 // in every namespace
-	_, err := programs(loopback)
+	_, err := programs(loopback, ebpf.AttachTCXIngress)
 	return err
 }
 
-// programs at the ingress of a link. A kernel that can list programs, but none
-// of this kind, calls the question invalid.
-func programs(index int) (*link.QueryResult, error) {
-	have, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: ebpf.AttachTCXIngress})
+// programs at a hook of a link. A kernel that can list programs, but none of
+// this kind, calls the question invalid.
+func programs(index int, hook ebpf.AttachType) (*link.QueryResult, error) {
+	have, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: hook})
 	if errors.Is(err, unix.EINVAL) {
 		err = fmt.Errorf("%w: %w", ebpf.ErrNotSupported, err)
 	}
@@ -172,8 +188,8 @@ func (l *loaded) read(addrs map[netip.Addr]int) error {
 	return errors.Join(all.Err(), all6.Err())
 }
 
-// do one change.
-func (l *loaded) do(o op, local map[netip.Addr]bool) error {
+// do one change; detach and forget need no program.
+func (l *loaded) do(o op) error {
 	switch o.verb {
 	case "map":
 		return l.pods(o.addr).Put(o.addr.AsSlice(), uint32(o.link.index))
@@ -185,11 +201,11 @@ func (l *loaded) do(o op, local map[netip.Addr]bool) error {
 	case "attach":
 		return orGone(l.attach(o), o.link.index)
 	case "detach":
-		return orGone(detach(o), o.link.index)
+		return orGone(l.detach(o), o.link.index)
 	}
 	leaving := map[netip.Addr]bool{}
 	add(leaving, o.leaving)
-	return forget(leaving, local)
+	return forget(leaving, o.local)
 }
 
 func (l *loaded) pods(a netip.Addr) *ebpf.Map {
@@ -212,13 +228,22 @@ func (l *loaded) attach(o op) error {
 	return link.RawAttachProgram(opts)
 }
 
-func detach(o op) error {
+func (l *loaded) detach(o op) error {
+	if l != nil && o.program == l.id { // which needs no right to look for it
+		return detach(o.link.index, l.program)
+	}
 	p, err := ebpf.NewProgramFromID(o.program)
-	if err != nil {
+	if errors.Is(err, unix.ENOENT) {
+		return nil // gone, and so from the link
+	} else if err != nil {
 		return err
 	}
 	defer p.Close()
-	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: o.link.index, Program: p, Attach: ebpf.AttachTCXIngress})
+	return detach(o.link.index, p)
+}
+
+func detach(index int, p *ebpf.Program) error {
+	return link.RawDetachProgram(link.RawDetachProgramOptions{Target: index, Program: p, Attach: ebpf.AttachTCXIngress})
 }
 
 // orGone is err, unless the link it is about is gone.

@@ -117,6 +117,22 @@ func addr4(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 244, 1, byte(n
 func addr6(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00:10:244:1::%d", n)) }
 func podMAC(n int) string    { return fmt.Sprintf("0a:58:0a:f4:01:%02x", n) }
 
+// assure makes conntrack take all that was said over UDP for assured, as it
+// does by itself with what goes on for two seconds.
+func (l *lab) assure() {
+	l.Helper()
+	updated := 0
+	for _, family := range []string{"ipv4", "ipv6"} {
+		said := testns.Sh(l, "conntrack -U -f "+family+" -p udp -u ASSURED 2>&1 || true") // it fails where there is none
+		n := 0
+		_, _ = fmt.Sscanf(said[max(0, strings.LastIndex(said, "): ")):], "): %d flow entries have been updated", &n)
+		updated += n
+	}
+	if updated == 0 {
+		l.Fatal("conntrack(8) found nothing to take for assured")
+	}
+}
+
 // shortcut as meshd starts it, brought to rest.
 func (l *lab) shortcut() *Shortcut {
 	l.Helper()

@@ -113,27 +113,26 @@ func loadProgram(p parts, module *btf.Handle) (*ebpf.Program, error) {
 	if err := program(p).Marshal(&code, nativeOrder()); err != nil {
 		return nil, fmt.Errorf("assemble: %w", err)
 	}
+	var pin runtime.Pinner // what the kernel is given the addresses of as numbers
+	defer pin.Unpin()
+	descriptors := []int32{0, -1} // kfunc.offset is an index here; 0 is the kernel itself
+	if module != nil {
+		descriptors[1] = int32(module.FD())
+	}
 	try := func(log []byte) (int, unix.Errno) {
-		descriptors := []int32{0, -1} // kfunc.offset is an index here; 0 is the kernel itself
-		if module != nil {
-			descriptors[1] = int32(module.FD())
-		}
 		attr := loadAttr{
 			progType: unix.BPF_PROG_TYPE_SCHED_CLS, attachType: unix.BPF_TCX_INGRESS,
-			instructions: uint32(code.Len() / 8), code: pointer(code.Bytes()), license: pointer(licence),
-			descriptors: uint64(uintptr(unsafe.Pointer(&descriptors[0]))),
+			instructions: uint32(code.Len() / 8), code: pinned(&pin, code.Bytes()), license: pinned(&pin, licence),
+			descriptors: pinned(&pin, descriptors),
 		}
 		copy(attr.name[:], programName)
 		if log != nil {
-			attr.logLevel, attr.logSize, attr.log = 1, uint32(len(log)), pointer(log)
+			attr.logLevel, attr.logSize, attr.log = 1, uint32(len(log)), pinned(&pin, log)
 		}
 		fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-		runtime.KeepAlive(descriptors)
-		runtime.KeepAlive(log)
 		return int(fd), errno
 	}
 	fd, errno := try(nil)
-	runtime.KeepAlive(code)
 	if errno == 0 {
 		return ebpf.NewProgramFromFD(fd)
 	}
@@ -147,7 +146,12 @@ func loadProgram(p parts, module *btf.Handle) (*ebpf.Program, error) {
 	return nil, fmt.Errorf("the kernel refuses the program: %w: %s", errno, lastLines(log, 3))
 }
 
-func pointer(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
+// pinned is the address of s, which stays where it is until pin is unpinned.
+func pinned[T any](pin *runtime.Pinner, s []T) uint64 {
+	first := unsafe.SliceData(s)
+	pin.Pin(first)
+	return uint64(uintptr(unsafe.Pointer(first)))
+}
 
 // lastLines of the verifier's log are where it says what it does not like.
 func lastLines(log []byte, n int) []byte {

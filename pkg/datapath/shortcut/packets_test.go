@@ -106,6 +106,7 @@ func TestForgedPacketsAreNotDelivered(t *testing.T) {
 		c := l.dial("p2", "udp", netip.AddrPortFrom(family.server, 80).String(), 4000)
 		ask := func() { c.ask(10, "good", says("p3", family.victim, "good")) }
 		ask()
+		l.assure()
 		genuine := packet{src: family.victim, dst: family.server, proto: unix.IPPROTO_UDP, sport: 4000, dport: 80, payload: "evil\n", hops: 64}
 		for name, change := range map[string]func(*packet){
 			"another pod's address":   func(*packet) {},
@@ -134,6 +135,7 @@ func TestForgedPacketsAreNotDelivered(t *testing.T) {
 		own := packet{src: family.own, dst: family.server, proto: unix.IPPROTO_UDP, sport: 4000, dport: 80, payload: "own\n", hops: 64}
 		peer := l.dial("p4", "udp", netip.AddrPortFrom(family.server, 80).String(), 4000)
 		peer.ask(3, "hello", says("p3", family.own, "hello"))
+		l.assure()
 		if n := l.taken(s, func() { forge(own) }); n == 0 {
 			t.Error("a packet that is not forged did not take the shortcut")
 		}
@@ -157,6 +159,7 @@ func TestOddPacketsTakeTheStack(t *testing.T) {
 	for _, family := range []struct{ src, dst netip.Addr }{{addr4(2), addr4(3)}, {addr6(2), addr6(3)}} {
 		to := netip.AddrPortFrom(family.dst, 80).String()
 		l.dial("p2", "udp", to, 4000).ask(3, "hello", says("p3", family.src, "hello"))
+		l.assure()
 		l.dial("p2", "tcp", to, 4000).ask(3, "hello", says("p3", family.src, "hello"))
 		l.mute(s, "mshp3") // answers shall not count
 		udp := packet{src: family.src, dst: family.dst, proto: unix.IPPROTO_UDP, sport: 4000, dport: 80, payload: "x", hops: 64}
@@ -271,7 +274,7 @@ func TestDifferentMTUs(t *testing.T) {
 // mute takes the program off a link, until the next round.
 func (l *lab) mute(s *Shortcut, name string) {
 	l.Helper()
-	if err := detach(op{link: podLink{index: linkIndex(l, name)}, program: s.program.id}); err != nil {
+	if err := detach(linkIndex(l, name), s.program.program); err != nil {
 		l.Fatal(err)
 	}
 }

@@ -35,10 +35,12 @@ type parts struct {
 // and where in its entries things are.
 type conntrack struct {
 	lookup, changeTimeout, release kfunc
-	status, tcpState               int16
+	status, timeout, tcpState      int16
 	// established and stream are how long an idle connection is remembered,
 	// in milliseconds.
 	established, stream int32
+	// hz is how many of the kernel's ticks, which timeout counts, are a second.
+	hz int32
 }
 
 // kfunc is a function of the kernel, as an instruction calls it: its number in
@@ -68,6 +70,10 @@ const (
 const (
 	ctSeenReply, ctAssured, ctConfirmed = 1 << 1, 1 << 2, 1 << 3
 
+	// With UDP assured is what went on for two seconds; what is not is soon
+	// forgotten, and the first to go when the table is full.
+	ctHeard = ctSeenReply | ctAssured | ctConfirmed
+
 	ctNotOurs = 1<<4 | 1<<5 | // translated: source, destination
 		1<<6 | // sequence numbers adjusted
 		1<<9 | // dying
@@ -77,15 +83,22 @@ const (
 	ctTCPEstablished = 3
 )
 
-// closing is how long a connection is remembered that was closed: what
-// conntrack gives TIME_WAIT.
-const closing = 120_000
+// How long a connection is remembered, in milliseconds, one side of which has
+// closed it, which is what conntrack gives CLOSE_WAIT; and one that is over:
+// what it gives CLOSE. For conntrack both are still established, and so are
+// none that give way when its table is full; hence not TIME_WAIT's two minutes.
+const half, over = 60_000, 10_000
+
+// halfTicks bounds the time that is left of a connection that one side closed.
+// There is no other mark on it.
+func (c conntrack) halfTicks() int32 { return half/1000*c.hz + 1 }
 
 // Where things are on the program's stack, below the frame pointer.
 const (
 	stackKey     = -16  // an address
 	stackIfindex = -24  // of the link the packet is to leave by
 	stackTimeout = -32  // to give the connection, 0 for as it is
+	stackAfter   = -28  // the same, if a side closed it before
 	stackTuple   = -72  // struct bpf_sock_tuple
 	stackFib     = -136 // struct bpf_fib_lookup
 	stackCtOpts  = -152 // struct bpf_ct_opts
@@ -178,13 +191,11 @@ type transport struct {
 	name   string
 	number int32
 	length int16 // of the header, at least
-	// heard is what conntrack's status must have.
-	heard int32
 }
 
 var (
-	udp = transport{"udp", unix.IPPROTO_UDP, 8, ctConfirmed | ctSeenReply}
-	tcp = transport{"tcp", unix.IPPROTO_TCP, 20, ctConfirmed | ctSeenReply | ctAssured}
+	udp = transport{"udp", unix.IPPROTO_UDP, 8}
+	tcp = transport{"tcp", unix.IPPROTO_TCP, 20}
 )
 
 // over is the way of one kind of packet from top to bottom.
@@ -227,10 +238,11 @@ func (f ip) copyAddr(from, to int16) (ins asm.Instructions) {
 	return ins
 }
 
-// header leaves the length of both headers in R7, and in stackTimeout what the
-// packet means for the connection: data keep it, its end lets it be forgotten
-// soon, and a mere acknowledgement says neither, for it comes behind an end as
-// well. It needs R3 and R4 as size computes them.
+// header leaves the length of both headers in R7, and in stackTimeout and
+// stackAfter what the packet means for the connection: data keep it, but not
+// for days if a side closed it before; an end lets it be forgotten soon, and
+// the other side's still sooner; a mere acknowledgement says neither, for it
+// comes behind an end as well. It needs R3 and R4 as size computes them.
 func (t transport) header(f ip, c conntrack) asm.Instructions {
 	l4 := ethLen + f.length
 	size := asm.Instructions{
@@ -252,13 +264,18 @@ func (t transport) header(f ip, c conntrack) asm.Instructions {
 		asm.Add.Imm(asm.R7, int32(f.length)),
 		asm.LoadMem(asm.R2, asm.R8, l4+13, asm.Byte),
 		asm.JSet.Imm(asm.R2, tcpSYN, "pass"), // conntrack wants to see how it begins
-		asm.Mov.Imm(asm.R5, closing),
-		asm.JSet.Imm(asm.R2, tcpFIN|tcpRST, known),
+		asm.Mov.Imm(asm.R5, over),
+		asm.Mov.Imm(asm.R1, over),
+		asm.JSet.Imm(asm.R2, tcpRST, known),
+		asm.Mov.Imm(asm.R5, half),
+		asm.JSet.Imm(asm.R2, tcpFIN, known),
 		asm.Mov.Imm(asm.R5, c.established),
+		asm.Mov.Imm(asm.R1, min(half, c.established)),
 		asm.JNE.Imm(asm.R4, 0, known),
 		asm.JGT.Reg(asm.R3, asm.R7, known),
 		asm.Mov.Imm(asm.R5, 0),
-		asm.StoreMem(asm.RFP, stackTimeout, asm.R5, asm.Word).WithSymbol(known))
+		asm.StoreMem(asm.RFP, stackTimeout, asm.R5, asm.Word).WithSymbol(known),
+		asm.StoreMem(asm.RFP, stackAfter, asm.R1, asm.Word))
 }
 
 const tcpFIN, tcpSYN, tcpRST = 1, 2, 4
@@ -299,18 +316,29 @@ func (t transport) connection(f ip, c conntrack) asm.Instructions {
 			asm.Mov.Reg(asm.R9, asm.R0),
 			asm.LoadMem(asm.R2, asm.R9, c.status, asm.DWord),
 			asm.JSet.Imm(asm.R2, ctNotOurs, "release"),
-			asm.And.Imm(asm.R2, t.heard),
-			asm.JNE.Imm(asm.R2, t.heard, "release"),
+			asm.And.Imm(asm.R2, ctHeard),
+			asm.JNE.Imm(asm.R2, ctHeard, "release"),
 		})
 	if t.number == unix.IPPROTO_TCP {
 		ins = append(ins,
 			asm.LoadMem(asm.R2, asm.R9, c.tcpState, asm.Byte),
 			asm.JNE.Imm(asm.R2, ctTCPEstablished, "release"))
 	}
-	return append(ins,
+	ins = append(ins,
 		asm.LoadMem(asm.R2, asm.RFP, stackTimeout, asm.Word),
-		asm.JEq.Imm(asm.R2, 0, quiet),
-		asm.Mov.Reg(asm.R1, asm.R9),
+		asm.JEq.Imm(asm.R2, 0, quiet))
+	tell := "tell" + t.name + f.name
+	if t.number == unix.IPPROTO_TCP {
+		ins = append(ins,
+			asm.FnJiffies64.Call(),
+			asm.LoadMem(asm.R1, asm.R9, c.timeout, asm.Word),
+			asm.Sub.Reg(asm.R1, asm.R0),
+			asm.LoadMem(asm.R2, asm.RFP, stackTimeout, asm.Word),
+			asm.JSGT.Imm32(asm.R1, c.halfTicks(), tell),
+			asm.LoadMem(asm.R2, asm.RFP, stackAfter, asm.Word))
+	}
+	return append(ins,
+		asm.Mov.Reg(asm.R1, asm.R9).WithSymbol(tell),
 		c.changeTimeout.call(),
 		asm.Mov.Reg(asm.R1, asm.R9).WithSymbol(quiet),
 		c.release.call())

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +41,7 @@ type Shortcut struct {
 	program *loaded
 	why     string
 	again   time.Time
+	hand    hand
 }
 
 const (
@@ -65,6 +65,7 @@ func New(cfg Config) *Shortcut {
 		cfg.Pods = func() ([]mesh.LocalPod, error) { return nil, nil }
 	}
 	s := &Shortcut{cfg: cfg}
+	s.hand.do = s.do
 	s.loop = reconcile.New(reconcile.Config{Name: "shortcut", Do: s.apply, Settle: settle, Resync: resync, MaxBackoff: resync, Log: cfg.Log,
 		Report: func(err error) {
 			if err != nil {
@@ -105,7 +106,7 @@ func (s *Shortcut) Plan() ([]string, error) {
 	if s.program == nil && s.why == "" {
 		return nil, nil
 	}
-	have, _, err := s.look()
+	have, err := s.look()
 	if err != nil {
 		return nil, err
 	}
@@ -116,17 +117,12 @@ func (s *Shortcut) Plan() ([]string, error) {
 	return lines, nil
 }
 
-func (s *Shortcut) look() (have state, local map[netip.Addr]bool, err error) {
+func (s *Shortcut) look() (have state, err error) {
 	pods, err := s.cfg.Pods()
 	if err != nil {
-		return have, nil, fmt.Errorf("read which pods are attached here: %w", err)
+		return have, fmt.Errorf("read which pods are attached here: %w", err)
 	}
-	local = map[netip.Addr]bool{}
-	for _, p := range pods {
-		add(local, p.Addrs)
-	}
-	have, err = read(pods, s.program)
-	return have, local, err
+	return read(pods, s.program, s.hand.refused)
 }
 
 // apply is one round.
@@ -137,20 +133,26 @@ func (s *Shortcut) apply(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ready()
-	have, local, err := s.look()
-	if err != nil {
-		return err
-	}
+	s.hand.refused = map[int]string{}
 	var errs []error
-	for _, o := range diff(have) {
-		if err := s.program.do(o, local); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", o, err))
-			break // the order has a meaning
+	for again := true; again; { // each time with fewer links that are not refused
+		have, err := s.look()
+		if err != nil {
+			return errors.Join(append(errs, err)...)
 		}
-		s.cfg.Log.Debug("shortcut", "did", o.String())
+		again, err = s.hand.carryOut(diff(have))
+		if errs = append(errs, err); !again {
+			s.note(have)
+		}
 	}
-	s.note(have)
 	return errors.Join(errs...)
+}
+
+// do one change.
+func (s *Shortcut) do(o op) error {
+	err := s.program.do(o)
+	s.cfg.Log.Debug("shortcut", "did", o.String(), "err", err)
+	return err
 }
 
 // ready loads the program, or says why there is none.
@@ -195,19 +197,23 @@ func (s *Shortcut) load() {
 
 // note how it is on the board.
 func (s *Shortcut) note(have state) {
-	if s.program == nil {
-		s.cfg.Board.Note(check, s.why)
-		return
-	}
 	on, off, example := 0, 0, ""
+	text := s.why
 	for _, l := range have.links {
 		if l.short {
 			on++
 		} else {
 			off, example = off+1, l.name+": "+l.why
 		}
+		if l.unseen {
+			text = fmt.Sprintf("%s; but %s: %s. If that is a shortcut, root can take it away: bpftool net detach tcx_ingress name %s dev %[2]s", s.why, l.name, l.foreign, programName)
+		}
 	}
-	text := fmt.Sprintf("on for %d pods of this machine, %d packets so far", on, s.program.packets())
+	if s.program == nil {
+		s.cfg.Board.Note(check, text)
+		return
+	}
+	text = fmt.Sprintf("on for %d pods of this machine, %d packets so far", on, s.program.packets())
 	if off > 0 {
 		text += fmt.Sprintf("; not for %d, as %s", off, example)
 	}

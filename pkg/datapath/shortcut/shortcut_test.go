@@ -1,12 +1,15 @@
 package shortcut
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -29,6 +32,18 @@ func TestBetweenPods(t *testing.T) {
 		for _, a := range [][2]netip.Addr{{addr4(2), addr4(3)}, {addr6(2), addr6(3)}} {
 			c := l.dial("p2", network, netip.AddrPortFrom(a[1], 80).String(), 0)
 			c.ask(2, "hello", says("p3", a[0], "hello")) // the beginning
+			if network == "udp" {
+				if n := l.taken(s, func() { c.ask(5, "hello", says("p3", a[0], "hello")) }); n != 0 {
+					t.Errorf("%d packets took the shortcut of what began a moment ago", n)
+				}
+				port := c.c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+				if left, ok := remembered(t, a[0], port); !ok || left > 30 {
+					t.Errorf("conntrack remembers a few questions (%t) for %d s, want 30", ok, left)
+				}
+				for until := time.Now().Add(20 * time.Second); time.Now().Before(until) && // it is what conntrack takes for assured
+					l.taken(s, func() { c.ask(10, "hello", says("p3", a[0], "hello")) }) == 0; {
+				}
+			}
 			n := l.taken(s, func() { c.ask(100, "hello", says("p3", a[0], "hello")) })
 			if n < 200 {
 				t.Errorf("%s from %s: of 100 questions and answers %d packets took the shortcut", network, a[0], n)
@@ -61,6 +76,7 @@ func TestMACs(t *testing.T) {
 	l.serve("p3", 3, 80)
 	c := l.dial("p2", "udp", "10.244.1.3:80", 0)
 	c.ask(2, "hello", says("p3", addr4(2), "hello"))
+	l.assure()
 	var fd int
 	var err error
 	l.in("p3", func() { fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(0x0008)) }) // ETH_P_IP
@@ -117,6 +133,10 @@ func TestTranslatedTakesTheStack(t *testing.T) {
 	} {
 		for _, network := range []string{"tcp", "udp"} {
 			conn := l.dial(c.pod, network, c.to, 0)
+			conn.ask(2, "hello", says("p3", c.saw, "hello"))
+			if network == "udp" {
+				l.assure()
+			}
 			if n := l.taken(s, func() { conn.ask(50, "hello", says("p3", c.saw, "hello")) }); n != 0 {
 				t.Errorf("%s over %s to %s: %d packets took the shortcut", c.name, network, c.to, n)
 			}
@@ -145,6 +165,9 @@ func TestSamePortToPodAndService(t *testing.T) {
 				a.ask(50, "a", says("p3", addr4(2), "a"))
 				b := l.dial("p2", network, to[1], 4000)
 				b.ask(50, "b", says("p3", addr4(2), "b"))
+				if network == "udp" {
+					l.assure()
+				}
 				n := l.taken(s, func() {
 					for range 20 {
 						a.ask(1, "a", says("p3", addr4(2), "a"))
@@ -187,6 +210,9 @@ func TestConnectionsSurvive(t *testing.T) {
 					all = append(all, l.dial("p2", network, netip.AddrPortFrom(a, 80).String(), 0))
 				}
 				ask()
+				if network == "udp" {
+					l.assure()
+				}
 			}
 			open() // before there is one
 			s := l.shortcut()
@@ -230,6 +256,56 @@ func TestConnectionsSurvive(t *testing.T) {
 	}
 }
 
+// After every single step by which links enter the shortcut, and leave it, both
+// directions of a connection go the same way: conntrack calls no packet invalid.
+func TestEachStepIsForBothDirections(t *testing.T) {
+	l := newLab(t, 2, 3)
+	testns.Sh(t, `nft add table inet strict; nft add chain inet strict forward '{ type filter hook forward priority 10; }'
+		nft add rule inet strict forward ct state invalid counter`)
+	l.serve("p3", 3, 80)
+	c, c6 := l.dial("p2", "tcp", "10.244.1.3:80", 0), l.dial("p2", "tcp", "[fd00:10:244:1::3]:80", 0)
+	line := strings.Repeat("x", 200_000)
+	ask := func() {
+		for range 10 {
+			c.ask(1, line, says("p3", addr4(2), line))
+			c6.ask(1, line, says("p3", addr6(2), line))
+		}
+	}
+	steps := func(s *Shortcut) {
+		t.Helper()
+		s.ready()
+		have, err := s.look()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range diff(have) {
+			if err := s.do(o); err != nil {
+				t.Fatal(err)
+			}
+			ask()
+			if counted := testns.Sh(t, "nft list chain inet strict forward"); !strings.Contains(counted, "packets 0 ") {
+				t.Fatalf("after %s: %s", o, counted)
+			}
+		}
+		l.round(s)
+	}
+	ask()
+	s := New(Config{Pods: l.list, Board: l.board})
+	s.begun.Store(true)
+	steps(s)
+	defer s.program.close()
+	if l.taken(s, ask) == 0 {
+		t.Error("nothing took the shortcut")
+	}
+	next := New(Config{Pods: l.list, Board: l.board})
+	next.begun.Store(true)
+	steps(next)
+	defer next.program.close()
+	off := New(Config{Off: true, Pods: l.list, Board: l.board})
+	off.begun.Store(true)
+	steps(off)
+}
+
 // die as a process does: the links keep the program, and the program its maps.
 // What it counts can still be read.
 func (l *loaded) die() {
@@ -248,10 +324,13 @@ func TestAddressMovesWhileMeshdIsDead(t *testing.T) {
 			l.serve("p3", 3, 80)
 			c := l.dial("p2", "udp", "10.244.1.3:80", 4000)
 			c6 := l.dial("p2", "udp", "[fd00:10:244:1::3]:80", 4000)
-			if l.taken(s, func() {
+			both := func() {
 				c.ask(50, "hello", says("p3", addr4(2), "hello"))
 				c6.ask(50, "hello", says("p3", addr6(2), "hello"))
-			}) == 0 {
+			}
+			both()
+			l.assure()
+			if l.taken(s, both) == 0 {
 				t.Fatal("nothing took the shortcut")
 			}
 			s.program.die()
@@ -286,6 +365,8 @@ func TestQueuesAreNotGoneAround(t *testing.T) {
 			s := l.shortcut()
 			l.serve("p3", 3, 80)
 			c := l.dial("p2", "udp", "10.244.1.3:80", 0)
+			c.ask(2, "hello", says("p3", addr4(2), "hello"))
+			l.assure()
 			if n := l.taken(s, func() { c.ask(50, "hello", says("p3", addr4(2), "hello")) }); n != 0 {
 				t.Errorf("%d packets went around it", n)
 			}
@@ -317,11 +398,14 @@ func TestConntrackIsKeptUpToDate(t *testing.T) {
 		{"tcp", addr6(2), addr6(3), 450_000, 500_000, false},
 		{"udp", addr4(2), addr4(3), 600, 700, false},
 		{"udp", addr6(2), addr6(3), 600, 700, false},
-		{"tcp", addr4(2), addr4(3), 0, 120, true},
-		{"tcp", addr6(2), addr6(3), 0, 120, true},
+		{"tcp", addr4(2), addr4(3), 0, 10, true},
+		{"tcp", addr6(2), addr6(3), 0, 10, true},
 	} {
 		conn := l.dial("p2", c.network, netip.AddrPortFrom(c.to, 80).String(), 0)
 		conn.ask(5, "hello", says("p3", c.from, "hello"))
+		if c.network == "udp" {
+			l.assure()
+		}
 		if l.taken(s, func() { conn.ask(5, "hello", says("p3", c.from, "hello")) }) == 0 {
 			t.Errorf("%v: nothing took the shortcut", c)
 		}
@@ -336,6 +420,51 @@ func TestConntrackIsKeptUpToDate(t *testing.T) {
 		port := conn.c.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port()
 		if got, ok := remembered(t, c.from, port); !ok || got < c.at || got > c.most {
 			t.Errorf("%s from %s, closed %t: conntrack remembers it (%t) for %d s, want %d to %d", c.network, c.from, c.closed, ok, got, c.at, c.most)
+		}
+	}
+}
+
+// What comes behind an end does not bring a connection back to life for days,
+// nor does it end one that goes on in the other direction.
+func TestWhatIsLeftOfAConnection(t *testing.T) {
+	l := newLab(t, 2, 3)
+	s := l.shortcut()
+	l.serve("p3", 3, 80)
+	send := l.wire("p2")
+	const ack, fin, rst, psh = 0x10, 0x01, 0x04, 0x08
+	for _, family := range []struct{ src, dst netip.Addr }{{addr4(2), addr4(3)}, {addr6(2), addr6(3)}} {
+		for i, c := range []struct {
+			name  string
+			flags []byte
+			least uint32
+			most  uint32
+		}{
+			{"data", []byte{ack | psh}, 400_000, 432_000},
+			{"an end", []byte{ack | fin}, 50, 60},
+			{"an end, and data go on", []byte{ack | fin, ack, ack | psh}, 50, 60},
+			{"both ends", []byte{ack | fin, ack, ack | fin, ack}, 1, 10},
+			{"both ends, and a segment again", []byte{ack | fin, ack | fin, ack | psh}, 50, 60},
+			{"that, and its end again", []byte{ack | fin, ack | fin, ack | psh, ack | fin}, 1, 10},
+			{"a reset", []byte{ack | rst}, 1, 10},
+			{"a reset and data", []byte{rst, ack | psh, ack | psh}, 50, 60},
+			{"a reset behind an end", []byte{ack | fin, rst}, 1, 10},
+		} {
+			port := uint16(4000 + i)
+			l.dial("p2", "tcp", netip.AddrPortFrom(family.dst, 80).String(), int(port)).ask(5, "hello", says("p3", family.src, "hello"))
+			for _, flags := range c.flags {
+				// Its sequence number is a foreign one: the pod itself answers with no
+				// more than an acknowledgement.
+				p := packet{src: family.src, dst: family.dst, proto: unix.IPPROTO_TCP, sport: port, dport: 80, hops: 64, flags: flags}
+				if flags&psh != 0 {
+					p.payload = "x"
+				}
+				if n := l.taken(s, func() { send(p) }); n == 0 {
+					t.Fatalf("%s: %#x did not take the shortcut", c.name, flags)
+				}
+			}
+			if left, ok := remembered(t, family.src, port); !ok || left < c.least || left > c.most {
+				t.Errorf("%s from %s: conntrack remembers it (%t) for %d s, want %d to %d", c.name, family.src, ok, left, c.least, c.most)
+			}
 		}
 	}
 }
@@ -446,7 +575,7 @@ func TestMess(t *testing.T) {
 		defer p.close()
 		old = append(old, p)
 	}
-	foreign := others(t)
+	foreign := others(t, ebpf.AttachTCXIngress)
 	defer foreign.Close()
 	put := func(p *ebpf.Program, links ...string) {
 		for _, name := range links {
@@ -457,10 +586,10 @@ func TestMess(t *testing.T) {
 	}
 	testns.Sh(t, "ip link add mshlost type veth peer name eth1; ip link set mshlost up") // nobody's
 	put(old[0].program, "mshp2", "mshlost")
-	put(foreign, "mshp2", "mshp3", "mshlost")
 	put(old[1].program, "mshp2")
+	put(foreign, "mshlost")
 	s := l.shortcut()
-	for name, want := range map[string]int{"mshp2": 2, "mshp3": 2, "mshlost": 1} {
+	for name, want := range map[string]int{"mshp2": 1, "mshp3": 1, "mshlost": 0} {
 		have, err := link.QueryPrograms(link.QueryOptions{Target: linkIndex(t, name), Attach: ebpf.AttachTCXIngress})
 		if err != nil {
 			t.Fatal(err)
@@ -469,8 +598,8 @@ func TestMess(t *testing.T) {
 		for _, p := range have.Programs {
 			ids = append(ids, p.ID)
 		}
-		if slices.Contains(ids, s.program.id) != (want == 2) || !slices.Contains(ids, idOf(t, foreign)) || len(ids) != want {
-			t.Errorf("%s has %v: want ours, %d, (%t) and the foreign one, %d", name, ids, s.program.id, want == 2, idOf(t, foreign))
+		if slices.Contains(ids, s.program.id) != (want == 1) || slices.Contains(ids, idOf(t, foreign)) != (want == 0) || len(ids) != 1 {
+			t.Errorf("%s has %v: want one, ours, %d, or where nobody is the foreign one, %d", name, ids, s.program.id, idOf(t, foreign))
 		}
 	}
 	// Pods that are gone, and a link that somebody cleared.
@@ -478,16 +607,117 @@ func TestMess(t *testing.T) {
 	testns.Sh(t, "ip link delete mshp3")
 	l.mute(s, "mshp2")
 	l.round(s)
-	have, err := read(l.pods, s.program)
+	have, err := read(l.pods, s.program, nil)
 	if err != nil || len(have.addrs) != 2 || have.addrs[addr4(2)] != linkIndex(t, "mshp2") {
 		t.Errorf("the maps hold %v, %v", have.addrs, err)
 	}
 }
 
+// What somebody else has at a pod's link may be a filter: it is not gone
+// around, on whichever side it is, and stays.
+func TestForeignPrograms(t *testing.T) {
+	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		t.Run(hook.String(), func(t *testing.T) {
+			l := newLab(t, 2, 3)
+			testns.Sh(t, `nft add table inet strict; nft add chain inet strict forward '{ type filter hook forward priority 10; }'
+				nft add rule inet strict forward ct state invalid counter drop`)
+			s := l.shortcut()
+			l.serve("p3", 3, 80)
+			c := l.dial("p2", "tcp", "10.244.1.3:80", 0)
+			ask := func() { c.ask(50, "hello", says("p3", addr4(2), "hello")) }
+			ask()
+			if l.taken(s, ask) == 0 {
+				t.Fatal("nothing took the shortcut")
+			}
+			foreign := others(t, hook)
+			defer foreign.Close()
+			at := linkIndex(t, "mshp3")
+			if err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: at, Program: foreign, Attach: hook}); err != nil {
+				t.Fatal(err)
+			}
+			l.round(s)
+			if n := l.taken(s, ask); n != 0 {
+				t.Errorf("%d packets went around a program of somebody else", n)
+			}
+			if note := noteOf(l); !strings.Contains(note, "on for 1 pods") || !strings.Contains(note, fmt.Sprintf("not for 1, as mshp3: it has a program of somebody else (id %d)", idOf(t, foreign))) {
+				t.Errorf("the board says %q", note)
+			}
+			if have, err := programs(at, hook); err != nil || len(have.Programs) != 1 || have.Programs[0].ID != idOf(t, foreign) {
+				t.Errorf("at the hook are %v, %v: want the foreign one alone", have, err)
+			}
+			if err := link.RawDetachProgram(link.RawDetachProgramOptions{Target: at, Program: foreign, Attach: hook}); err != nil {
+				t.Fatal(err)
+			}
+			l.round(s)
+			ask()
+			if l.taken(s, ask) == 0 {
+				t.Error("nothing takes the shortcut again")
+			}
+		})
+	}
+}
+
+// A process that may not look at programs cannot tell whether the one at a link
+// is ours. It says so, and the other links are as they have to be.
+func TestMayNotLookAtPrograms(t *testing.T) {
+	l := newLab(t, 2, 3, 4)
+	old, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.close()
+	if err := old.attach(op{link: podLink{index: linkIndex(t, "mshp3")}}); err != nil {
+		t.Fatal(err)
+	}
+	may := func(f func()) { // without CAP_SYS_ADMIN
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var was [2]unix.CapUserData
+		if err := unix.Capget(&header, &was[0]); err != nil {
+			t.Fatal(err)
+		}
+		less := was
+		less[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+		if err := unix.Capset(&header, &less[0]); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := unix.Capset(&header, &was[0]); err != nil {
+				t.Error(err)
+			}
+		}()
+		f()
+	}
+	var s *Shortcut
+	may(func() {
+		s = l.shortcut()
+		l.round(s)
+	})
+	if note := noteOf(l); !strings.Contains(note, "on for 2 pods") || !strings.Contains(note, "not for 1, as mshp3: it has a program that cannot be looked at (id ") {
+		t.Errorf("the board says %q", note)
+	}
+	off := New(Config{Off: true, Pods: l.list, Board: l.board})
+	off.begun.Store(true)
+	may(func() { l.round(off) })
+	if note := noteOf(l); !strings.HasPrefix(note, "off: --shortcut=off; but mshp") || !strings.Contains(note, "bpftool net detach tcx_ingress name meshd_shortcut dev mshp") {
+		t.Errorf("the board says %q", note)
+	}
+	l.round(off)
+	if note := noteOf(l); note != "off: --shortcut=off" {
+		t.Errorf("the board says %q", note)
+	}
+	for _, name := range []string{"mshp2", "mshp3", "mshp4"} {
+		if have, err := programs(linkIndex(t, name), ebpf.AttachTCXIngress); err != nil || len(have.Programs) > 0 {
+			t.Errorf("%s has %v, %v", name, have, err)
+		}
+	}
+}
+
 // others is a program of somebody else's, which lets everything be.
-func others(t *testing.T) *ebpf.Program {
+func others(t *testing.T, hook ebpf.AttachType) *ebpf.Program {
 	t.Helper()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "others", Type: ebpf.SchedCLS, AttachType: ebpf.AttachTCXIngress, License: "GPL",
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "others", Type: ebpf.SchedCLS, AttachType: hook, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, next), asm.Return()}})
 	if err != nil {
 		t.Fatal(err)
