@@ -115,6 +115,11 @@ func TestKernelDatapath(t *testing.T) {
 	if err != nil {
 		t.Errorf("the same tests, here: %v", err)
 	}
+	for test, v := range here {
+		if v.word == "FAIL" {
+			t.Errorf("%s fails here", test)
+		}
+	}
 	excuses := maps.Clone(hereOnly)
 	maps.DeleteFunc(excuses, func(test, _ string) bool { return !chosen(test) })
 	maps.DeleteFunc(here, func(test string, _ verdict) bool { return !chosen(test) })
