@@ -104,10 +104,15 @@ func hopInside(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	all := map[string][]hop{}
+	for _, who := range whos { // what went on for two seconds is on the shortcut, and from the same port again at once
+		if _, err := hopOnce(ctx, "bench-"+who+"-a", "bench-"+who+"-b", to[who], "-t", "4"); err != nil {
+			return fmt.Errorf("%s: %w", who, err)
+		}
+	}
 	for range n {
 		rand.Shuffle(len(whos), func(i, j int) { whos[i], whos[j] = whos[j], whos[i] })
 		for _, who := range whos {
-			h, err := hopOnce(ctx, "bench-"+who+"-a", "bench-"+who+"-b", to[who])
+			h, err := hopOnce(ctx, "bench-"+who+"-a", "bench-"+who+"-b", to[who], "-t", "2")
 			if err != nil {
 				return fmt.Errorf("%s: %w", who, err)
 			}
@@ -189,9 +194,9 @@ func hostLink(r *types100.Result) string {
 	return ""
 }
 
-// hopOnce floods for two seconds. The CPU time of the two programs is all there
+// hopOnce floods, always from the same port. The CPU time of the two programs is all there
 // is: the kernel does its part for a packet on their time.
-func hopOnce(ctx context.Context, from, to, addr string) (h hop, err error) {
+func hopOnce(ctx context.Context, from, to, addr string, args ...string) (h hop, err error) {
 	server := exec.CommandContext(ctx, "ip", "netns", "exec", to, "iperf3", "-s", "-1", "-B", addr)
 	if err := server.Start(); err != nil {
 		return h, err
@@ -205,7 +210,7 @@ func hopOnce(ctx context.Context, from, to, addr string) (h hop, err error) {
 	var client *exec.Cmd
 	var r result
 	err = until(ctx, func() error { // the server listens in a moment
-		client = exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", from, "iperf3", "-J", "-t", "2", "-c", addr}, flood.args...)...)
+		client = exec.CommandContext(ctx, "ip", slices.Concat([]string{"netns", "exec", from, "iperf3", "-J", "--cport", "5202", "-c", addr}, args, flood.args)...)
 		out, _ := client.Output()
 		var err error
 		r, err = parseIperf(out)
