@@ -36,7 +36,7 @@ func newGuestTest(t *testing.T, api kubernetes.Interface, kubeconfig, name strin
 	dir := t.TempDir()
 	g := &guestTest{t: t, api: api, kubeconfig: kubeconfig}
 	g.cfg = agentConfig{ClusterDomain: "cluster.local", Services: "on", ClusterDNS: []string{"auto"}, SpawnUserspace: true}
-	g.cfg.Kubeconfig, g.cfg.NodeName, g.cfg.ListenPort, g.cfg.LogLevel = kubeconfig, name, 51820, "error"
+	g.cfg.Kubeconfig, g.cfg.NodeName, g.cfg.ListenPort, g.cfg.LogLevel, g.cfg.Shortcut = kubeconfig, name, 51820, "error", "off"
 	g.cfg.DataDir, g.cfg.RunDir = filepath.Join(dir, "state"), filepath.Join(dir, "run")
 	g.cfg.CNIConfDir, g.cfg.CNIBinDir, g.cfg.CNIPlugin = filepath.Join(dir, "net.d"), filepath.Join(dir, "bin"), filepath.Join(dir, "mesh")
 	shell(t, "mkdir "+g.cfg.CNIConfDir+" "+g.cfg.CNIBinDir+"; echo meshd.dev/pkg/cni > "+g.cfg.CNIPlugin)

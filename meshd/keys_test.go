@@ -12,7 +12,7 @@ import (
 )
 
 func testServer(t *testing.T) serverConfig {
-	cfg := serverConfig{nodeConfig: nodeConfig{NodeName: "m1", NodeIPs: []string{"192.0.2.1"}, DataDir: t.TempDir(), RunDir: t.TempDir(), ListenPort: 51820, AgentPort: 10250},
+	cfg := serverConfig{nodeConfig: nodeConfig{NodeName: "m1", NodeIPs: []string{"192.0.2.1"}, DataDir: t.TempDir(), RunDir: t.TempDir(), ListenPort: 51820, AgentPort: 10250, Shortcut: "off"},
 		Listen: ":6443", PodCIDRs: []string{"10.244.0.0/16"}, ServiceCIDRs: []string{"10.96.0.0/16"}, ClusterDomain: "cluster.local"}
 	if err := cfg.complete(); err != nil {
 		t.Fatal(err)

@@ -40,7 +40,8 @@ func TestMain(m *testing.M) {
 }
 
 // furnish gives the namespaces what programs expect: a loopback that is up,
-// an underlay address, and no userspace tunnel of the host's.
+// an underlay address, no userspace tunnel of the host's, and network managers
+// whose folders are not the host's.
 func furnish() error {
 	if os.Getenv(inside) == "" {
 		return nil
@@ -48,7 +49,9 @@ func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	script := "mkdir -p /run/wireguard; mount -t tmpfs tmpfs /run/wireguard; ip link set lo up; ip address add 192.0.2.1/32 dev lo; ip address add 192.0.2.2/32 dev lo"
+	script := "mkdir -p /run/wireguard; mount -t tmpfs tmpfs /run/wireguard; " +
+		"for d in /etc/systemd/network /etc/NetworkManager/conf.d; do if [ -d $d ]; then mount -t tmpfs tmpfs ${d%/*}; mkdir $d; fi; done; " +
+		"ip link set lo up; ip address add 192.0.2.1/32 dev lo; ip address add 192.0.2.2/32 dev lo"
 	if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", script, err, out)
 	}

@@ -239,7 +239,7 @@ func testAPI(t *testing.T) (config *rest.Config, kubeconfig string) {
 	quietLibraries(slog.New(slog.DiscardHandler))
 	cfg := serverConfig{Listen: at, PodCIDRs: []string{"10.244.0.0/16"}, ServiceCIDRs: []string{"10.96.0.0/16"}, ClusterDomain: "cluster.local"}
 	cfg.NodeName, cfg.NodeIPs, cfg.DataDir, cfg.RunDir, cfg.CNIConf = "m1", []string{"127.0.0.1"}, t.TempDir(), t.TempDir(), "10"+conflistSuffix
-	cfg.ListenPort, cfg.AgentPort = 51820, 10250
+	cfg.ListenPort, cfg.AgentPort, cfg.Shortcut = 51820, 10250, "off"
 	if err := cfg.complete(); err != nil {
 		t.Fatal(err)
 	}
