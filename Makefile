@@ -125,7 +125,8 @@ test-vm: deps
 	@missing=(); for p in $(VM_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
 	[ $${#missing[@]} -eq 0 ] || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; } </dev/null
 	@mkdir -p $(KERNEL_DIR) && chmod 755 $(KERNEL_DIR) && cd $(KERNEL_DIR) && ls linux-image-[0-9]*-cloud-amd64_*.deb >/dev/null 2>&1 || \
-	{ cd $(KERNEL_DIR) && apt-get download -q $$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p') </dev/null; }
+	{ cd $(KERNEL_DIR) && get() { apt-get download -q $$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p'); }; \
+	get || { apt-get update -q && get; }; } </dev/null
 	go build -o bin/tally ./test/tally
 	PATH="$$PATH:$(CURDIR)/bin/tools" MESHD_VM_TEST='$(TEST)' go test -vet=off -count=1 -timeout 60m -json ./test/vm 2>&1 | bin/tally -steps
 

@@ -29,8 +29,9 @@ const clock = "shift=0,sleep=off"
 // when the kernel does not wait for grace periods either (network namespaces
 // die of them), 8 with all of that and one processor. Of other tests: 31 with
 // programs at addresses by chance, since QEMU translates them again at each,
-// and 20 without; a fifth less when memory is not cleared twice, and not with
-// "rep stos", which is slow where it is emulated (feature 112).
+// and 20 without; perhaps a fifth less (single runs, noise as large) when memory
+// is not cleared twice, and not with "rep stos", which is slow where it is
+// emulated (feature 112).
 const (
 	processor   = "qemu64,+rdrand"
 	commandLine = "console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off nopti nokaslr norandmaps init_on_alloc=0 clearcpuid=112 no_timer_check rcupdate.rcu_expedited=1"
