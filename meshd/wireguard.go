@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/datapath/wireguard/userspace"
@@ -42,40 +39,11 @@ traffic to other nodes then stops, in clear it never goes.`,
 			if _, err := os.Stat("/dev/net/tun"); err != nil {
 				return fmt.Errorf("this kernel has neither WireGuard nor TUN: %w; load the module wireguard or tun, or use a kernel with one of them", err)
 			}
-			cfg := userspace.Config{Device: device, Hurry: true, NoOffloads: noOffloads, TakeOver: takeOver, Log: log}
-			if !whereNeeded {
-				return userspace.Run(cmd.Context(), cfg)
-			}
-			return runService(cmd.Context(), cfg)
+			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Hurry: true, NoOffloads: noOffloads, TakeOver: takeOver, Log: log})
 		},
 	}
-	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard, and serve DEVICE"+mesh.SecondSuffix+" as well while meshd asks for it; for a service that starts everywhere")
+	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard; for a service that starts everywhere")
 	cmd.Flags().BoolVar(&noOffloads, "no-offloads", false, "use no segmentation offloads (TSO, USO, UDP_SEGMENT, UDP_GRO), though a trial finds that they work")
 	cmd.Flags().BoolVar(&takeOver, "take-over", false, "go on where another process carries the device: end it, keep the link and what it was told; for upgrades")
 	return cmd
 }
-
-// runService serves a device, and the second one when meshd asks for it: one
-// that meshd started would end with the container of meshd.
-func runService(ctx context.Context, cfg userspace.Config) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		err := userspace.Run(ctx, cfg)
-		if err == nil {
-			err = errEnded // the other one as well, then
-		}
-		return err
-	})
-	group.Go(func() error {
-		if err := userspace.ServeSecond(ctx, cfg); err != nil {
-			cfg.Log.Warn("meshd will start the second device itself", "err", err)
-		}
-		return nil
-	})
-	if err := group.Wait(); !errors.Is(err, errEnded) {
-		return err
-	}
-	return nil
-}
-
-var errEnded = errors.New("ended")

@@ -143,11 +143,3 @@ func TestWhatANodeLacks(t *testing.T) {
 		Step{"booted without nf_tables: the pod's event says what meshd lacks", rebootWithoutNft},
 	)...))
 }
-
-func TestKeyChange(t *testing.T) {
-	tell(t, newWorld(t, Config{Services: Ours, Settings: []string{noMasquerade}}), up(
-		Step{"kubectl apply -k manifests/kubeadm: nodes Ready, meshctl status healthy", install},
-		Step{"an application is ready", applicationReady},
-		Step{"a key changes, and the pod of meshd goes meanwhile: nothing is cut", keyChange},
-	))
-}

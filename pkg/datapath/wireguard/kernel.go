@@ -103,14 +103,6 @@ func (o createOp) do(ctx context.Context, d *Device) error {
 	if len(o.spawn) == 0 {
 		return fmt.Errorf("this kernel has no WireGuard, and nothing serves %s yet: does `meshd wireguard %[1]s` run (DaemonSet meshd-wireguard)? %w", o.name, err)
 	}
-	if d.opts.Served {
-		if asked, err := d.askForSecond(ctx); asked {
-			if err == nil {
-				d.opts.Log.Info("the second device is served where the first one is", "device", o.name)
-			}
-			return err
-		}
-	}
 	return d.spawn(ctx)
 }
 
