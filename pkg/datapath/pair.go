@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"meshd.dev/pkg/datapath/wireguard"
@@ -83,7 +84,7 @@ func (c *computation) settleSecond(nodes []mesh.Node) {
 		need = need || !n.NextKey.IsZero()
 	}
 	if need && c.opts.Second != "" {
-		c.wish.Second = &wireguard.Config{ListenPort: c.opts.ListenPort + 1}
+		c.wish.Second = &wireguard.Config{ListenPort: c.opts.ListenPort + 1, Addrs: slices.DeleteFunc(c.me.MeshAddrs(), netip.Addr.Is6)}
 	}
 }
 

@@ -23,16 +23,7 @@ kind: Pod
 metadata: {name: %s, namespace: demo, labels: {app: %[1]s}}
 spec:
   nodeName: %s
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: echo
-    image: meshd.local/echo:1
-    imagePullPolicy: IfNotPresent
-    env:
-    - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-    - {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-    readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
-`
+` + echoSpec
 
 const demoNamespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n---\n"
 

@@ -272,7 +272,10 @@ metadata:
   annotations: {kubernetes.io/egress-bandwidth: 4M, kubernetes.io/ingress-bandwidth: 4M}
 spec:
   nodeName: m2
-  terminationGracePeriodSeconds: 1
+` + echoSpec
+
+// echoSpec is the rest of a pod's spec: the program echo.
+const echoSpec = `  terminationGracePeriodSeconds: 1
   containers:
   - name: echo
     image: meshd.local/echo:1

@@ -153,47 +153,57 @@ func (t *table) readChains(s *socket) error {
 		return err
 	}
 	for _, m := range msgs {
-		var in, name, kind string
-		var policy uint32
-		var hook, prio uint32
-		hooked := false
-		err := each(m, func(ad *netlink.AttributeDecoder) {
-			switch ad.Type() {
-			case unix.NFTA_CHAIN_TABLE:
-				in = ad.String()
-			case unix.NFTA_CHAIN_NAME:
-				name = ad.String()
-			case unix.NFTA_CHAIN_TYPE:
-				kind = ad.String()
-			case unix.NFTA_CHAIN_POLICY:
-				policy = ad.Uint32()
-			case unix.NFTA_CHAIN_HOOK:
-				hooked = true
-				ad.Nested(func(ad *netlink.AttributeDecoder) error {
-					for ad.Next() {
-						switch ad.Type() {
-						case unix.NFTA_HOOK_HOOKNUM:
-							hook = ad.Uint32()
-						case unix.NFTA_HOOK_PRIORITY:
-							prio = ad.Uint32()
-						}
-					}
-					return ad.Err()
-				})
-			}
-		})
+		c, err := readChain(m)
 		if err != nil {
 			return err
 		}
-		if in != mesh.FirewallTable {
+		if c.table != mesh.FirewallTable {
 			continue
 		}
-		t.chains[name] = ""
-		if hooked {
-			t.chains[name] = fmt.Sprintf("%s hook %d priority %d policy %d", kind, hook, int32(prio), policy)
+		t.chains[c.name] = ""
+		if c.hooked {
+			t.chains[c.name] = fmt.Sprintf("%s hook %d priority %d policy %d", c.kind, c.hook, c.priority, c.policy)
 		}
 	}
 	return t.readRules(s)
+}
+
+// listedChain is one of anybody's. What stands behind hooked is only of those that
+// are: the kernel's NF_INET_ and NF_ numbers.
+type listedChain struct {
+	table, name, kind string
+	hooked            bool
+	hook, policy      uint32
+	priority          int32
+}
+
+func readChain(m netlink.Message) (c listedChain, err error) {
+	err = each(m, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case unix.NFTA_CHAIN_TABLE:
+			c.table = ad.String()
+		case unix.NFTA_CHAIN_NAME:
+			c.name = ad.String()
+		case unix.NFTA_CHAIN_TYPE:
+			c.kind = ad.String()
+		case unix.NFTA_CHAIN_POLICY:
+			c.policy = ad.Uint32()
+		case unix.NFTA_CHAIN_HOOK:
+			c.hooked = true
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					switch ad.Type() {
+					case unix.NFTA_HOOK_HOOKNUM:
+						c.hook = ad.Uint32()
+					case unix.NFTA_HOOK_PRIORITY:
+						c.priority = int32(ad.Uint32())
+					}
+				}
+				return ad.Err()
+			})
+		}
+	})
+	return c, err
 }
 
 // readRules adds the comments of the rules to their chains.

@@ -91,13 +91,13 @@ func forwarding(s *socket) ([]string, error) {
 			return nil, fmt.Errorf("read chains: %w", err)
 		}
 		for _, m := range msgs {
-			table, chain, drops, ok := forwardChain(m)
+			c, err := readChain(m)
 			switch {
-			case !ok || table == mesh.FirewallTable:
-			case drops:
-				dropping = append(dropping, fmt.Sprintf("%s of table %s %s (policy drop)", chain, f.name, table))
+			case err != nil || !c.hooked || c.hook != unix.NF_INET_FORWARD || c.table == mesh.FirewallTable:
+			case c.policy == uint32(nftables.ChainPolicyDrop):
+				dropping = append(dropping, fmt.Sprintf("%s of table %s %s (policy drop)", c.name, f.name, c.table))
 			default:
-				others = append(others, fmt.Sprintf("%s of table %s %s", chain, f.name, table))
+				others = append(others, fmt.Sprintf("%s of table %s %s", c.name, f.name, c.table))
 			}
 		}
 	}
@@ -109,28 +109,4 @@ func forwarding(s *socket) ([]string, error) {
 	}
 	slices.Sort(others)
 	return append(dropping, others...), nil
-}
-
-func forwardChain(m netlink.Message) (table, chain string, drops, ok bool) {
-	policy := uint32(1)
-	err := each(m, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
-		case unix.NFTA_CHAIN_TABLE:
-			table = ad.String()
-		case unix.NFTA_CHAIN_NAME:
-			chain = ad.String()
-		case unix.NFTA_CHAIN_POLICY:
-			policy = ad.Uint32()
-		case unix.NFTA_CHAIN_HOOK:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if ad.Type() == unix.NFTA_HOOK_HOOKNUM {
-						ok = ad.Uint32() == unix.NF_INET_FORWARD
-					}
-				}
-				return ad.Err()
-			})
-		}
-	})
-	return table, chain, policy == 0, ok && err == nil
 }

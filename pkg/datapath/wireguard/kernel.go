@@ -174,6 +174,12 @@ func (o upOp) do(context.Context, *Device) error {
 	if err != nil {
 		return err
 	}
+	for _, a := range o.addrs {
+		ip := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+		if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ip}); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+	}
 	return netlink.LinkSetUp(link)
 }
 

@@ -42,6 +42,11 @@ type Config struct {
 	ListenPort int
 	MTU        int
 	Peers      []Peer
+	// Addrs that the link gets before it is up, and nobody takes away here.
+	// Without one Linux refuses IPv4 packets to whose sender another link
+	// leads (rp_filter, be it ever so loose), and the first peer with a session
+	// may send at once.
+	Addrs []netip.Addr
 }
 
 // Peer is another node.
@@ -426,7 +431,7 @@ func (d *Device) setDevice(cfg Config, have state) (ops []op) {
 		ops = append(ops, mtuOp{name, cfg.MTU})
 	}
 	if fresh || !have.up {
-		ops = append(ops, upOp{name})
+		ops = append(ops, upOp{name, cfg.Addrs})
 	}
 	return ops
 }
@@ -583,10 +588,19 @@ type mtuOp struct {
 func (o mtuOp) vital() bool    { return false }
 func (o mtuOp) String() string { return fmt.Sprintf("ip link set %s mtu %d", o.name, o.mtu) }
 
-type upOp struct{ name string }
+type upOp struct {
+	name  string
+	addrs []netip.Addr
+}
 
-func (o upOp) vital() bool    { return true }
-func (o upOp) String() string { return "ip link set " + o.name + " up" }
+func (o upOp) vital() bool { return true }
+func (o upOp) String() string {
+	text := ""
+	for _, a := range o.addrs {
+		text += fmt.Sprintf("ip address replace %s/%d dev %s; ", a, a.BitLen(), o.name)
+	}
+	return text + "ip link set " + o.name + " up"
+}
 
 // peerOp adds to a peer, or begins anew with it; otherwise it never takes
 // away.

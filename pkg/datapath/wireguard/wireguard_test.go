@@ -171,6 +171,28 @@ wg set wga peer KEY3 endpoint 192.0.2.3:51820 allowed-ips +10.244.3.0/24,+fd00:1
 
 // What is done to peers, as commands, and what wg(8) shows of it afterwards:
 // the device is then what it would be had it been made so.
+// A link without an address takes no IPv4 packet whose way back is another
+// link; so it has one before a peer can send.
+func TestAddressesComeBeforePeers(t *testing.T) {
+	testns.New(t)
+	d, _ := device(t, "wga")
+	cfg := config()
+	cfg.Addrs = []netip.Addr{netip.MustParseAddr("10.244.1.1")}
+	plan, err := d.Plan(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := slices.Index(plan, "ip address replace 10.244.1.1/32 dev wga; ip link set wga up")
+	peer := slices.IndexFunc(plan, func(line string) bool { return strings.HasPrefix(line, "wg set wga peer ") })
+	if addr < 0 || peer < addr {
+		t.Errorf("plan, want the address before peers:\n%s", strings.Join(plan, "\n"))
+	}
+	apply(t, d, cfg)
+	if out := testns.Sh(t, "ip -4 -o address show dev wga"); !strings.Contains(out, "inet 10.244.1.1/32 ") {
+		t.Errorf("addresses: %s", out)
+	}
+}
+
 func TestPlanReadsLikeCommands(t *testing.T) {
 	join := testns.New(t)
 	d, _ := device(t, "wgb")
@@ -376,7 +398,8 @@ func TestProcessStandsStill(t *testing.T) {
 	d, _ := device(t, "wgi")
 	apply(t, d, config())
 	process := "$(cat " + wireguard.LockPath("wgi") + ")"
-	testns.Sh(t, "kill -STOP "+process)
+	// Told to one thread, it takes a moment until all stand.
+	testns.Sh(t, "kill -STOP "+process+"\nwhile grep -h ^State /proc/"+process+"/task/*/status | grep -qv 'T (stopped)'; do sleep 0.01; done")
 	defer testns.Sh(t, "kill -CONT "+process)
 	for range 2 {
 		if _, _, err := d.Stats(); err == nil || !strings.Contains(err.Error(), "does not answer") {
