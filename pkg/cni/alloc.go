@@ -40,10 +40,12 @@ type pool struct {
 	// noted: what is requested is the wish of the pod's author.
 	noted bool
 
-	// names of the records, of temporary files, and of what was given back.
+	// names of the records, of temporary files, of what was given back, and
+	// of what was given back before and whose file is in use again.
 	names      []recordName
 	stale      []string
 	freedFiles []string
+	freedLog   []string
 }
 
 // choose picks one address a family, IPv4 first: the requested ones, else one

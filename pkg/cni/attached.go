@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"meshd.dev/pkg/mesh"
@@ -52,15 +51,10 @@ func eachRecord(dataDir string, f func(store, recordName, Record, error) error) 
 		names, _, err := s.names()
 		failed = append(failed, err)
 		for _, n := range names {
-			text, err := os.ReadFile(s.path(n.String()))
-			if errors.Is(err, os.ErrNotExist) {
+			r, err := s.peek(n)
+			if errors.Is(err, errGone) {
 				continue // deleted meanwhile
 			}
-			var r Record
-			if err == nil {
-				r, err = decodeRecord(n, text)
-			}
-			r.Network = s.network
 			failed = append(failed, f(s, n, r, err))
 		}
 	}

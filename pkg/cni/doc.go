@@ -31,8 +31,9 @@
 // reading the folder is all that choosing an address needs. The content is a
 // Record in JSON. Beside them: "lock" (held while an address is chosen),
 // "boot" (the boot the records belong to), freed/ (given back, first those
-// given back first), *.corrupt (set aside; the address stays taken until the
-// kernel proves that nobody uses it).
+// given back first; the next record is written into the first file there, whose
+// name goes to freed/log), *.corrupt (set aside; the address stays taken until
+// the kernel proves that nobody uses it).
 //
 // # What a crash leaves
 //

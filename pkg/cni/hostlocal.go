@@ -136,7 +136,7 @@ func (s store) importHostLocal(bootID string, wanted func(netip.Addr) bool, dryR
 
 // keep writes a record that nobody holds.
 func (s store) keep(r Record) error {
-	h, err := s.create(r)
+	h, err := s.create(r, nil)
 	if err != nil {
 		return err
 	}

@@ -22,12 +22,9 @@ const (
 	bootFile   = "boot"
 	freedDir   = "freed"
 	tempPrefix = ".tmp-"
+	// freedLog in freedDir has the names of files there that became records again.
+	freedLog = "log"
 )
-
-// maxFreed bounds how many freed attachments are remembered. An address that
-// drops out counts as never used, which is what the one freed longest ago is
-// next to.
-const maxFreed = 512
 
 // store is the folder of one network.
 type store struct {
@@ -155,6 +152,37 @@ func isAt(f *os.File, path string) bool {
 // release lets others work on the record.
 func (h *held) release() { h.f.Close() }
 
+// peek reads a record without holding it. Its attachment may go meanwhile, and
+// the file become that of another one: what cannot be trusted and is not there
+// any more says nothing.
+func (s store) peek(name recordName) (r Record, err error) {
+	for range maxTries { // it may be there again, whole
+		f, openErr := openFile(s.path(name.String()), unix.O_RDONLY)
+		if errors.Is(openErr, fs.ErrNotExist) {
+			return Record{}, errGone
+		}
+		if openErr != nil {
+			return Record{}, fmt.Errorf("open record: %w", openErr)
+		}
+		r, err = s.peekAt(name, f)
+		f.Close()
+		if !errors.Is(err, errCorrupt) {
+			break
+		}
+	}
+	return r, err
+}
+
+// peekAt is peek for a file that was name's when it was opened.
+func (s store) peekAt(name recordName, f *os.File) (Record, error) {
+	h := held{store: s, name: name, f: f}
+	r, err := h.read()
+	if errors.Is(err, errCorrupt) && !isAt(f, s.path(name.String())) {
+		return Record{}, errGone
+	}
+	return r, err
+}
+
 // maxRecord bounds what is read of a record; real ones have about 600 bytes.
 const maxRecord = 64 << 10
 
@@ -177,22 +205,6 @@ func (h *held) record() (Record, error) {
 	return r, err
 }
 
-// free gives the addresses back. They rest in quarantine. Nothing is synced:
-// a power cut that undoes the rename also ends the boot the record is of.
-func (h *held) free() error {
-	to := filepath.Join(h.store.dir, freedDir, fmt.Sprintf("%020d,%s", uptime(), h.name))
-	err := os.Rename(h.store.path(h.name.String()), to)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
-			err = os.Rename(h.store.path(h.name.String()), to)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("give back %s: %w", h.name, err)
-	}
-	return nil
-}
-
 // discard removes a record whose addresses nobody ever saw.
 func (h *held) discard() error {
 	if err := os.Remove(h.store.path(h.name.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -203,7 +215,7 @@ func (h *held) discard() error {
 
 // save starts to bring a new record to disk; what it returns waits until it is
 // there. The lock is not held, so that many at once wait for the disk once. The
-// file is new, and so this takes its name to disk with it (ext4, xfs, btrfs);
+// name is new, and this takes it to disk with the content (ext4, xfs, btrfs);
 // elsewhere a power cut may lose the record, and with it the boot it is of.
 func (h *held) save() (saved func() error) {
 	done := make(chan error, 1)
@@ -227,26 +239,6 @@ func (h *held) setAside() error {
 		return fmt.Errorf("set aside corrupt record: %w", err)
 	}
 	return nil
-}
-
-// freed reads what was given back: the names of files, those given back first
-// first, and the last time for each address.
-func (s store) freed() (files []string, at map[netip.Addr]time.Duration, err error) {
-	files, err = readNames(s.path(freedDir))
-	slices.Sort(files) // they start with a time of fixed width
-	at = make(map[netip.Addr]time.Duration, 2*len(files))
-	for _, file := range files {
-		when, rest, _ := strings.Cut(file, ",")
-		t, err := strconv.ParseInt(when, 10, 64)
-		n, ok := parseRecordName(rest)
-		if err != nil || !ok {
-			continue
-		}
-		for _, a := range n.addresses {
-			at[a] = time.Duration(t)
-		}
-	}
-	return files, at, err
 }
 
 // request is what a new attachment wants from the store.
@@ -294,7 +286,7 @@ func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
 				q.record.IfName, q.record.ContainerID, q.record.HostLink, n.containerID)
 		}
 	}
-	s.forget(p.freedFiles)
+	s.forget(p.freedFiles, p.freedLog)
 	r = q.record
 	r.former = p.former(r)
 	if r.Addresses, err = p.choose(q.requested); err != nil {
@@ -305,7 +297,7 @@ func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
 		reused = reused || was
 	}
 	r.Network, r.Since, r.Uptime = s.network, time.Now().UTC().Truncate(time.Second), p.now
-	h, err = s.create(r)
+	h, err = s.create(r, p.freedFiles)
 	return h, r, reused, err
 }
 
@@ -330,7 +322,7 @@ func (s store) pool(ranges []span, reserved []netip.Addr, quarantine time.Durati
 			p.held[a] = n
 		}
 	}
-	p.freedFiles, p.freed, err = s.freed()
+	p.freedFiles, p.freedLog, p.freed, err = s.freed()
 	p.now = uptime()
 	for a, at := range p.freed {
 		if at > p.now { // nonsense: not of this boot's clock
@@ -340,43 +332,54 @@ func (s store) pool(ranges []span, reserved []netip.Addr, quarantine time.Durati
 	return p, err
 }
 
-// former addresses of an attachment in this boot.
-func (p pool) former(r Record) (addrs []netip.Addr) {
-	for _, file := range p.freedFiles {
-		_, rest, _ := strings.Cut(file, ",")
-		if n, ok := parseRecordName(rest); ok && n.is(r.ContainerID, r.IfName) {
-			addrs = append(addrs, n.addresses...)
+// create writes a record, whole and locked from before it can be seen. The
+// file is that of an attachment given back, one of freed, where there is one:
+// it has its place on the disk already, and the wait for the disk is half as
+// long, most of all when it is long.
+func (s store) create(r Record, freed []string) (*held, error) {
+	h := &held{store: s, name: r.name()}
+	from, err := h.openFreed(freed)
+	if err != nil {
+		return nil, err
+	}
+	if h.f == nil {
+		from = s.path(tempPrefix + strconv.Itoa(os.Getpid()))
+		if err := h.openNew(from); err != nil {
+			return nil, err
 		}
 	}
-	return addrs
+	err = h.fill(r.encode())
+	if err == nil {
+		err = os.Rename(from, s.path(h.name.String()))
+	}
+	if err != nil {
+		_ = os.Remove(from) // whoever has the lock next does it else
+		h.f.Close()
+		return nil, fmt.Errorf("write record: %w", err)
+	}
+	return h, nil
 }
 
-// create writes a record, whole and locked from before it can be seen.
-func (s store) create(r Record) (*held, error) {
-	temp := s.path(tempPrefix + strconv.Itoa(os.Getpid()))
-	f, err := openFile(temp, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC)
+func (h *held) openNew(path string) error {
+	f, err := openFile(path, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC)
 	if err != nil {
-		return nil, fmt.Errorf("write record: %w", err)
+		return fmt.Errorf("write record: %w", err)
 	}
-	done := false
-	h := &held{store: s, name: r.name(), f: f}
-	defer func() {
-		if !done {
-			os.Remove(temp)
-			f.Close()
-		}
-	}()
 	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("lock record: %w", err)
+		f.Close()
+		return fmt.Errorf("lock record: %w", err)
 	}
-	if _, err := f.Write(r.encode()); err != nil {
-		return nil, fmt.Errorf("write record: %w", err)
+	h.f = f
+	return nil
+}
+
+// fill makes text the whole of the file, over what was there: to cut first
+// would give the place on the disk away.
+func (h *held) fill(text []byte) error {
+	if _, err := h.f.WriteAt(text, 0); err != nil {
+		return err
 	}
-	if err := os.Rename(temp, s.path(h.name.String())); err != nil {
-		return nil, fmt.Errorf("write record: %w", err)
-	}
-	done = true
-	return h, nil
+	return h.f.Truncate(int64(len(text)))
 }
 
 // removeStale: temporary files are made under the lock, so that whoever has
@@ -384,13 +387,6 @@ func (s store) create(r Record) (*held, error) {
 func (s store) removeStale(files []string) {
 	for _, file := range files {
 		_ = os.Remove(s.path(file)) // the next one tries again
-	}
-}
-
-// forget keeps freed/ bounded.
-func (s store) forget(files []string) {
-	for _, file := range files[:max(0, len(files)-maxFreed)] {
-		_ = os.Remove(filepath.Join(s.dir, freedDir, file))
 	}
 }
 

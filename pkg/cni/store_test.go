@@ -113,8 +113,8 @@ func TestAnotherBootVoidsRecords(t *testing.T) {
 			t.Errorf("left of the old boot: %s", n)
 		}
 	}
-	if files, _, _ := s.freed(); len(files) != 0 {
-		t.Errorf("freed in the old boot: %v", files)
+	if files, log, _, _ := s.freed(); len(files)+len(log) != 0 {
+		t.Errorf("freed in the old boot: %v %v", files, log)
 	}
 }
 
@@ -157,8 +157,94 @@ func TestFreedIsBounded(t *testing.T) {
 		}
 		h.release()
 	}
-	if files, _, err := s.freed(); err != nil || len(files) > maxFreed+1 {
-		t.Errorf("%d files, %v; want at most %d", len(files), err, maxFreed+1)
+	files, log, _, err := s.freed()
+	if n := len(files) + len(log); err != nil || n > maxFreed+logSlack+1 || n < maxFreed {
+		t.Errorf("%d files and %d lines, %v; want %d to %d", len(files), len(log), err, maxFreed, maxFreed+logSlack+1)
+	}
+	if len(files) != 1 {
+		t.Errorf("%d files: each is to be taken again", len(files))
+	}
+}
+
+// The file of what was given back becomes the next record, and what its name
+// said stays known.
+func TestAFileIsUsedAgain(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	long := testRequest("long")
+	long.record.Pod.Name = strings.Repeat("a-long-name-", 20)
+	h, first := mustReserve(t, s, long)
+	before, err := h.f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.free(); err != nil {
+		t.Fatal(err)
+	}
+	h.release()
+	h, second := mustReserve(t, s, testRequest("web"))
+	defer h.release()
+	if after, err := h.f.Stat(); err != nil || !os.SameFile(before, after) {
+		t.Errorf("another file: %v, %v", after, err)
+	}
+	if r, err := h.read(); err != nil || r.ContainerID != "web" {
+		t.Errorf("read %+v, %v", r, err)
+	}
+	if slices.Equal(first.Addresses, second.Addresses) {
+		t.Errorf("%v again: it was forgotten that they rest", first.Addresses)
+	}
+	files, log, at, err := s.freed()
+	if err != nil || len(files) != 0 || len(log) != 1 {
+		t.Errorf("files %v, log %v, %v", files, log, err)
+	}
+	for _, a := range first.Addresses {
+		if _, ok := at[a]; !ok {
+			t.Errorf("%s is not known from before", a)
+		}
+	}
+	if got := (pool{freedFiles: files, freedLog: log}).former(first); !slices.Equal(got, first.Addresses) {
+		t.Errorf("former addresses %v, want %v", got, first.Addresses)
+	}
+}
+
+func TestAFileSomebodyHoldsIsNotUsedAgain(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	h, _ := mustReserve(t, s, testRequest("a"))
+	if err := h.free(); err != nil {
+		t.Fatal(err)
+	}
+	defer h.release() // its DEL has not ended
+	next, _ := mustReserve(t, s, testRequest("b"))
+	defer next.release()
+	files, log, _, err := s.freed()
+	if err != nil || len(files) != 1 || len(log) != 0 {
+		t.Errorf("files %v, log %v, %v", files, log, err)
+	}
+}
+
+// Whoever reads a record while its file becomes another one does not take that
+// for damage; real damage he sees.
+func TestReadWhileAFileIsUsedAgain(t *testing.T) {
+	s := openStore(t.TempDir(), "meshd")
+	h, r := mustReserve(t, s, testRequest("a"))
+	f, err := os.Open(s.path(r.name().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := h.free(); err != nil {
+		t.Fatal(err)
+	}
+	h.release()
+	next, other := mustReserve(t, s, testRequest("b"))
+	defer next.release()
+	if _, err := s.peekAt(r.name(), f); !errors.Is(err, errGone) {
+		t.Errorf("a record that is another's now: %v", err)
+	}
+	if err := os.Truncate(s.path(other.name().String()), 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.peek(other.name()); !errors.Is(err, errCorrupt) {
+		t.Errorf("half a record: %v", err)
 	}
 }
 
@@ -372,6 +458,29 @@ func FuzzRecord(f *testing.F) {
 		}
 		if r.name().String() != strings.TrimSuffix(n.String(), corruptSuffix) {
 			t.Errorf("took a record of %s for one of %s", r.name(), n)
+		}
+	})
+}
+
+// The log may hold anything: half a line of one that was killed, or worse.
+func FuzzFreedLog(f *testing.F) {
+	f.Add([]byte("00000000000000000005,10.244.1.5,fd00::5,eth0,web\n00000000000000000009,10.24"))
+	f.Add([]byte("-1,10.244.1.5,eth0,web\n,\n\x00"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s := openStore(t.TempDir(), "meshd")
+		if err := os.MkdirAll(s.path(freedDir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.logPath(), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h, r := mustReserve(t, s, testRequest("new"))
+		defer h.release()
+		if len(r.Addresses) != 2 {
+			t.Errorf("addresses %v", r.Addresses)
+		}
+		if p, err := s.pool(nil, nil, 0); err != nil || slices.ContainsFunc(r.Addresses, func(a netip.Addr) bool { _, held := p.held[a]; return !held }) {
+			t.Errorf("%v is not held: %v, %v", r.Addresses, p.held, err)
 		}
 	})
 }

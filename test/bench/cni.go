@@ -376,7 +376,7 @@ func rowsOfAttach(out string) ([]row, error) {
 	if floor == nil {
 		return nil, fmt.Errorf("cni: no times in %q", out)
 	}
-	rows := []row{{"CNI: an empty static Go program", "", msOf(floor.Add, .5) + " p50", fmt.Sprintf("CPU %s; the floor of any plugin; %d times", cpuOf(floor.Add), len(floor.Add))}}
+	rows := []row{{"CNI: an empty static Go program", "", msOf(floor.Add, .5) + " p50", fmt.Sprintf("p99 %s; CPU %s; the floor of any plugin; %d times", msOf(floor.Add, .99), cpuOf(floor.Add), len(floor.Add))}}
 	for _, families := range []string{single, dual} {
 		of := func(kind string) *attached { return cmp.Or(all[kind+", "+families], &attached{}) }
 		we, bridge, ptp := of(ours), of("bridge"), of("ptp")
