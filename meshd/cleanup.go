@@ -135,13 +135,11 @@ func (c *cleanup) traces() ([]trace, error) {
 	for _, t := range kernel {
 		all = append(all, t)
 	}
-	sockets, err := filepath.Glob(strings.TrimSuffix(wireguard.LockPath(mesh.Device), ".lock") + "*")
-	if err != nil {
-		return nil, err
+	for _, device := range []string{mesh.Device, mesh.Device + mesh.SecondSuffix} {
+		all = append(all, file(wireguard.SocketPath(device))...)
+		all = append(all, file(wireguard.LockPath(device))...)
 	}
-	for _, path := range sockets {
-		all = append(all, file(path)...)
-	}
+	all = append(all, folder(filepath.Dir(wireguard.AskPath(mesh.Device)))...)
 	for _, d := range dropIns {
 		all = append(all, d.traces()...)
 	}

@@ -60,6 +60,7 @@ func lived(t *testing.T) (c *cleanup, dir string) {
 		ip -6 route add blackhole fd00:10:244::/48 metric 16777216 proto 77
 		nft add table inet meshd
 		nft add table inet other
+		mkdir -p /run/wireguard/mesh0.d; cd /run/wireguard; touch mesh0.sock mesh0.lock mesh0-next.lock mesh0.d/second wg0.sock
 		cd `+dir+`; mkdir -p net.d bin state/node run
 		echo meshd.dev/pkg/cni > bin/mesh; echo somebody else > bin/loopback; echo x > bin/bridge
 		echo {} > net.d/10-meshd.conflist; echo {} > net.d/20-other.conflist
@@ -82,6 +83,10 @@ rm DIR/bin/mesh
 ip link delete mesh0
 ip route flush table all proto 77; ip -6 route flush table all proto 77
 nft delete table inet meshd
+rm /var/run/wireguard/mesh0.sock
+rm /var/run/wireguard/mesh0.lock
+rm /var/run/wireguard/mesh0-next.lock
+rm -r /var/run/wireguard/mesh0.d
 rm -r DIR/run
 `, "DIR", dir)
 	for _, try := range []struct {
@@ -104,13 +109,13 @@ rm -r DIR/run
 	if err := c.run(&out); err != nil || out.String() != "# nothing of meshd is here\n" {
 		t.Errorf("once more: %v %s", err, out.String())
 	}
-	left := shell(t, "ip -br link; ip route show table all; ip -6 route show table all; nft list tables; find "+dir+" -type f -printf '%P\n'")
+	left := shell(t, "ip -br link; ip route show table all; ip -6 route show table all; nft list tables; find "+dir+" -type f -printf '%P\n'; ls /run/wireguard")
 	for _, ours := range []string{"mesh", "proto 77"} {
 		if strings.Contains(left, ours) {
 			t.Errorf("%q is still here:\n%s", ours, left)
 		}
 	}
-	for _, theirs := range []string{"blackhole 10.99.0.0/16", "table inet other", "net.d/20-other.conflist", "bin/bridge", "bin/loopback"} {
+	for _, theirs := range []string{"blackhole 10.99.0.0/16", "table inet other", "net.d/20-other.conflist", "bin/bridge", "bin/loopback", "wg0.sock"} {
 		if !strings.Contains(left, theirs) {
 			t.Errorf("%q is gone:\n%s", theirs, left)
 		}

@@ -39,10 +39,10 @@ traffic to other nodes then stops, in clear it never goes.`,
 			if _, err := os.Stat("/dev/net/tun"); err != nil {
 				return fmt.Errorf("this kernel has neither WireGuard nor TUN: %w; load the module wireguard or tun, or use a kernel with one of them", err)
 			}
-			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Hurry: true, NoOffloads: noOffloads, TakeOver: takeOver, Log: log})
+			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Hurry: true, NoOffloads: noOffloads, TakeOver: takeOver, Second: whereNeeded, Log: log})
 		},
 	}
-	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard; for a service that starts everywhere")
+	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard, and serve DEVICE"+mesh.SecondSuffix+" as well when meshd asks for it; for a service that starts everywhere")
 	cmd.Flags().BoolVar(&noOffloads, "no-offloads", false, "use no segmentation offloads (TSO, USO, UDP_SEGMENT, UDP_GRO), though a trial finds that they work")
 	cmd.Flags().BoolVar(&takeOver, "take-over", false, "go on where another process carries the device: end it, keep the link and what it was told; for upgrades")
 	return cmd

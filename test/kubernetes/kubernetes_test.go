@@ -143,3 +143,11 @@ func TestWhatANodeLacks(t *testing.T) {
 		Step{"booted without nf_tables: the pod's event says what meshd lacks", rebootWithoutNft},
 	)...))
 }
+
+func TestKeyChange(t *testing.T) {
+	tell(t, newWorld(t, Config{Services: Ours, Settings: []string{noMasquerade}}), up(
+		Step{"kubectl apply -k manifests/kubeadm: nodes Ready, meshctl status healthy", install},
+		Step{"an application is ready", applicationReady},
+		Step{"a key changes, and the pod of meshd goes in the middle: nothing is cut", keyChange},
+	))
+}

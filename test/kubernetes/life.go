@@ -134,6 +134,7 @@ ip rule | sed 's/^/rule /'
 nft list tables | grep -v 'kube-proxy\|ip6\? \(mangle\|nat\|filter\)$' # kube-proxy's and the kubelet's
 find /etc/cni /opt/cni /var/lib/meshd /run/meshd /run/wireguard /etc/meshd /etc/systemd/network /run/systemd/network ` +
 	`/etc/NetworkManager /run/NetworkManager ! -type d 2>/dev/null | sed 's/^/file /' | sort
+find /run/wireguard -mindepth 1 -type d 2>/dev/null | sed 's/^/folder /' | sort
 ss -Hlntu | awk '{print "socket", $1, $5}' | grep ':53$\|:51820$' | sort
 `
 

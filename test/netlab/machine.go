@@ -294,6 +294,11 @@ func (m *Machine) NetNS() string { return fmt.Sprintf("/proc/%d/ns/net", m.First
 // it opens are the machine's and stay so.
 func (m *Machine) InNetNS(do func() error) error { return inNamespace(m.NetNS(), do) }
 
+// InNetNS is the same for the namespace of any process of the host, a pod's too.
+func InNetNS(pid int, do func() error) error {
+	return inNamespace(fmt.Sprintf("/proc/%d/ns/net", pid), do)
+}
+
 // DialContext connects from the machine; address must be numeric.
 func (m *Machine) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if !m.On() {

@@ -53,7 +53,7 @@ func (d *Device) read() (state, error) {
 		if link.Type() == "tuntap" && d.processGone() {
 			return state{}, nil // about to vanish with its process
 		}
-		return state{}, fmt.Errorf("link %s (%s) exists, but nothing answers for it on /var/run/wireguard/%[1]s.sock", name, link.Type())
+		return state{}, fmt.Errorf("link %s (%s) exists, but nothing answers for it on %s", name, link.Type(), SocketPath(name))
 	}
 	if err != nil {
 		return state{}, fmt.Errorf("ask device %s: %w", name, err)
@@ -102,6 +102,14 @@ func (o createOp) do(ctx context.Context, d *Device) error {
 	}
 	if len(o.spawn) == 0 {
 		return fmt.Errorf("this kernel has no WireGuard, and nothing serves %s yet: does `meshd wireguard %[1]s` run (DaemonSet meshd-wireguard)? %w", o.name, err)
+	}
+	if d.opts.Served {
+		if asked, err := d.askForSecond(ctx); asked {
+			if err == nil {
+				d.opts.Log.Info("the second device is served where the first one is", "device", o.name)
+			}
+			return err
+		}
 	}
 	return d.spawn(ctx)
 }

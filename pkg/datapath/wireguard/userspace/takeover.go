@@ -99,7 +99,7 @@ func descriptorOf(pid int, device string) (int, error) {
 
 // configOf asks a control socket for what a successor must be told.
 func configOf(device string) (string, error) {
-	c, err := net.DialTimeout("unix", socketPath(device), patience)
+	c, err := net.DialTimeout("unix", wireguard.SocketPath(device), patience)
 	if err != nil {
 		return "", err
 	}

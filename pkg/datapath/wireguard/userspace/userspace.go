@@ -37,10 +37,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tailscale/wireguard-go/device"
@@ -66,7 +68,10 @@ type Config struct {
 	// TakeOver goes on where another process that serves the device is: it is
 	// ended, and its link and configuration are this one's.
 	TakeOver bool
-	Log      *slog.Logger
+	// Second has this process serve the second device of a key change as well,
+	// when it is asked to on wireguard.AskPath.
+	Second bool
+	Log    *slog.Logger
 }
 
 // Run serves the device until ctx ends or the link is deleted; the device is
@@ -81,6 +86,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Hurry {
 		hurry()
 	}
+	return cfg.run(ctx)
+}
+
+func (cfg Config) run(ctx context.Context) error {
 	begin, err := cfg.begin(ctx)
 	if err != nil {
 		return err
@@ -107,7 +116,9 @@ func Run(ctx context.Context, cfg Config) error {
 		greeter.told(mentions(begin.config))
 		greeter.kick()
 	}
-	control := &control{path: socketPath(cfg.Device), handle: func(c net.Conn) { dev.IpcHandle(greeter.listen(c)) }}
+	second := cfg.serveSecond(ctx) // before the control socket, by which meshd knows that nobody listens here
+	defer second.close()
+	control := &control{path: wireguard.SocketPath(cfg.Device), handle: func(c net.Conn) { dev.IpcHandle(greeter.listen(c)) }}
 	if err := control.open(); err != nil {
 		return err
 	}
@@ -125,7 +136,7 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-dev.Wait():
 			return fmt.Errorf("link %s is gone", cfg.Device)
 		case <-watch.C:
-			if err := control.check(); err != nil {
+			if err := errors.Join(control.check(), second.check()); err != nil {
 				cfg.Log.Warn("control socket", "err", err)
 			}
 		case <-trim.C:
@@ -133,9 +144,6 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 }
-
-// socketPath is the standard control socket.
-func socketPath(device string) string { return "/var/run/wireguard/" + device + ".sock" }
 
 // start is what a process begins with.
 type start struct {
@@ -262,13 +270,14 @@ func (c *control) open() error {
 	if err := os.Remove(c.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	old := unix.Umask(0o077)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.path, Net: "unix"})
-	unix.Umask(old)
+	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	l, err := (&net.ListenConfig{Control: ownerOnly}).Listen(context.Background(), "unix", c.path)
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false)
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	c.mu.Lock()
 	c.listener, c.inode = l, inode(c.path)
 	if c.conns == nil {
@@ -277,6 +286,16 @@ func (c *control) open() error {
 	c.mu.Unlock()
 	c.wg.Go(func() { c.accept(l) })
 	return nil
+}
+
+// ownerOnly, from before the socket has its name; a umask would be that of the
+// whole process.
+func ownerOnly(_, _ string, raw syscall.RawConn) error {
+	var err error
+	if failed := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); failed != nil {
+		return failed
+	}
+	return err
 }
 
 func (c *control) accept(l net.Listener) {
