@@ -66,6 +66,10 @@ const (
 	// machine is off perhaps, it is as slow as slowPace: each look reads all
 	// peers, on all nodes.
 	pace, slowPace = 50 * time.Millisecond, time.Second
+	// patience is how long a node is waited for at a stage of a change that a
+	// person asked for, perhaps as the key is known to be lost, and patienceDue of one
+	// that the schedule began: people have that long to mend what is in the way.
+	patience, patienceDue = 10 * time.Minute, 24 * time.Hour
 )
 
 // nextLook is when to look at the sessions again, if the last look took so
@@ -90,8 +94,9 @@ type Rotation struct {
 	wireguard.Keys
 	// Wanted: it begins as soon as it may.
 	Wanted bool
-	// Waiting for these peers, by name, and why.
+	// Waiting for these peers, by name, and why; until then at the longest.
 	Waiting map[string]string
+	Until   map[string]time.Time
 	// Due is when the schedule begins the next one; zero without a schedule.
 	Due time.Time
 }
@@ -101,6 +106,7 @@ type Rotation struct {
 type rotation struct {
 	mu      sync.Mutex
 	wanted  bool
+	asked   bool           // for, by a person
 	applied wireguard.Keys // on the devices
 	came    *Wish          // true as a whole, the last one
 	heard   map[string]word
@@ -108,8 +114,15 @@ type rotation struct {
 	second  sightings
 	left    map[string]leave
 	waiting map[string]string
+	borne   borne
 	ready   time.Time // since when all are moved
 	waits   time.Time // since when somebody is not
+}
+
+// borne is since when nodes are waited for at a stage.
+type borne struct {
+	stage wireguard.Stage
+	since map[string]time.Time
 }
 
 // word of a peer.
@@ -133,7 +146,7 @@ type leave struct {
 // is in the way. Rotation tells how far it is.
 func (d *Datapath) RotateKey() {
 	d.rotation.mu.Lock()
-	d.rotation.wanted = true
+	d.rotation.wanted, d.rotation.asked = true, true
 	d.rotation.mu.Unlock()
 	d.Kick()
 }
@@ -142,7 +155,10 @@ func (d *Datapath) RotateKey() {
 func (d *Datapath) Rotation() Rotation {
 	d.rotation.mu.Lock()
 	defer d.rotation.mu.Unlock()
-	r := Rotation{Keys: d.device.Ring().Keys(), Wanted: d.rotation.wanted, Waiting: d.rotation.waiting}
+	r := Rotation{Keys: d.device.Ring().Keys(), Wanted: d.rotation.wanted, Waiting: d.rotation.waiting, Until: map[string]time.Time{}}
+	for node := range r.Waiting {
+		r.Until[node] = d.rotation.borne.since[node].Add(d.rotation.patience())
+	}
 	if d.cfg.KeyRotation > 0 {
 		r.Due = dueAt(d.cfg.Node, r.Keys, d.cfg.KeyRotation)
 	}
@@ -370,15 +386,16 @@ func newestOwn(k wireguard.Keys) mesh.Key {
 func (d *Datapath) wantsRotation(keys wireguard.Keys, leave mesh.Key, now time.Time) bool {
 	d.rotation.mu.Lock()
 	defer d.rotation.mu.Unlock()
+	asked := leave == keys.Current
+	d.rotation.asked = d.rotation.asked || asked
 	if keys.Stage() != wireguard.Steady {
 		return d.rotation.wanted
 	}
-	if leave == keys.Current {
-		d.rotation.wanted = true
-	}
+	d.rotation.wanted = d.rotation.wanted || asked
 	if d.cfg.KeyRotation > 0 && !now.Before(dueAt(d.cfg.Node, keys, d.cfg.KeyRotation)) {
 		d.rotation.wanted = true
 	}
+	d.rotation.asked = d.rotation.asked && d.rotation.wanted
 	return d.rotation.wanted
 }
 
@@ -390,12 +407,12 @@ func (d *Datapath) step(ctx context.Context, keys wireguard.Keys, nodes []mesh.N
 			d.rotation.set(nil)
 			return nil
 		}
-		busy := changing(nodes, s, now)
-		d.rotation.set(busy)
-		if len(busy) > 0 {
+		may, without := d.rotation.mayBegin(nodes, s, now)
+		if !may {
 			return nil
 		}
 		return func() error {
+			d.tellWithout(keys, without)
 			if err := d.second.Remove(ctx); err != nil { // of nodes that are away
 				return err
 			}
@@ -403,14 +420,68 @@ func (d *Datapath) step(ctx context.Context, keys wireguard.Keys, nodes []mesh.N
 			return ring.Begin()
 		}
 	}
-	waiting, silent := d.rotation.unmoved(keys, nodes, s, now)
-	if !d.rotation.drained(waiting, silent, now) {
+	may, without := d.rotation.mayGoOn(keys, nodes, s, now)
+	if !may {
 		return nil
 	}
+	d.tellWithout(keys, without)
 	if keys.Stage() == wireguard.Leaving {
 		return ring.Adopt
 	}
 	return ring.Finish
+}
+
+func (d *Datapath) tellWithout(keys wireguard.Keys, nodes []string) {
+	if len(nodes) > 0 {
+		d.cfg.Log.Warn("the change of the key goes on without nodes that were waited for long enough", "stage", keys.Stage(), "nodes", nodes)
+	}
+}
+
+// mayBegin reports whether nobody's change is in the way; without names those
+// whose is, and who were waited for long enough.
+func (r *rotation) mayBegin(nodes []mesh.Node, s sessions, now time.Time) (may bool, without []string) {
+	busy := changing(nodes, s, now)
+	without = r.bear(wireguard.Steady, busy, now)
+	r.set(busy)
+	return len(busy) == 0, without
+}
+
+// mayGoOn reports whether nobody sends any more to what is changed next.
+func (r *rotation) mayGoOn(keys wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time) (may bool, without []string) {
+	waiting, silent := r.unmoved(keys, nodes, s, now)
+	without = r.bear(keys.Stage(), waiting, now)
+	return r.drained(waiting, silent || len(without) > 0, now), without
+}
+
+func (r *rotation) patience() time.Duration {
+	if r.asked {
+		return patience
+	}
+	return patienceDue
+}
+
+// bear takes those out of waiting that were waited for long enough at this
+// stage. Once a change has begun they cannot make that longer by being ready
+// for a moment.
+func (r *rotation) bear(stage wireguard.Stage, waiting map[string]string, now time.Time) (without []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.borne.stage != stage || r.borne.since == nil {
+		r.borne = borne{stage, map[string]time.Time{}}
+	}
+	if stage == wireguard.Steady {
+		maps.DeleteFunc(r.borne.since, func(node string, _ time.Time) bool { return waiting[node] == "" })
+	}
+	for _, node := range slices.Sorted(maps.Keys(waiting)) {
+		since, before := r.borne.since[node]
+		if !before {
+			r.borne.since[node] = now
+		} else if now.Sub(since) >= r.patience() {
+			delete(waiting, node)
+			without = append(without, node)
+		}
+	}
+	return without
 }
 
 // changing are the nodes that change their keys and are there, and so the
@@ -419,7 +490,7 @@ func changing(nodes []mesh.Node, s sessions, now time.Time) map[string]string {
 	busy := map[string]string{}
 	for _, n := range nodes {
 		if !n.NextKey.IsZero() && (s.firstAlive(n, now) || s.secondAlive(n, now)) {
-			busy[n.Name] = "changes its own key; ours is next"
+			busy[n.Name] = "it changes its own key, and ours is next"
 		}
 	}
 	return busy
@@ -553,12 +624,32 @@ func (d *Datapath) reportKeys(err error) {
 	case err != nil:
 		d.cfg.Board.Report("datapath/rotation", err, "free space on the disk, or mend the permissions of the state folder; the old key goes on")
 	case stuck:
-		node := slices.Min(slices.Collect(maps.Keys(r.Waiting)))
-		d.cfg.Board.Fail("datapath/rotation", fmt.Sprintf("the change of the key (%s) waits for %d nodes: %s: %s", r.Stage(), len(r.Waiting), node, r.Waiting[node]),
-			fmt.Sprintf("nothing is lost meanwhile; between the machines UDP ports %d and %d and TCP port %d have to be open, and meshd has to run", d.cfg.ListenPort, d.SecondPort(), d.cfg.ListenPort))
+		d.cfg.Board.Fail("datapath/rotation", r.held(), d.unhold(r))
 	default:
 		d.cfg.Board.OK("datapath/rotation")
 	}
+}
+
+// first of those that are waited for.
+func (r Rotation) first() string { return slices.Min(slices.Collect(maps.Keys(r.Waiting))) }
+
+// held says who holds the change up.
+func (r Rotation) held() string {
+	what := fmt.Sprintf("the change of the key (%s)", r.Stage())
+	if r.Stage() == wireguard.Steady {
+		what = "the change of this node's key has not begun: it"
+	}
+	return fmt.Sprintf("%s waits for %d nodes: %s: %s", what, len(r.Waiting), r.first(), r.Waiting[r.first()])
+}
+
+// unhold says what to do about it.
+func (d *Datapath) unhold(r Rotation) string {
+	node := r.first()
+	until := fmt.Sprintf("; nothing is lost meanwhile. At %s it goes on without %s, and packets between the two are lost until that has heard of the key", r.Until[node].Format(time.RFC3339), node)
+	if r.Stage() == wireguard.Steady {
+		return fmt.Sprintf("on %s see `meshctl status` and `meshctl keys`: what does its own change wait for? A node that is not to be trusted, or will not come back, is to be deleted: kubectl delete node %[1]s", node) + until
+	}
+	return fmt.Sprintf("between this machine and %s UDP ports %d and %d and TCP port %d have to be open, and meshd has to run there", node, d.cfg.ListenPort, d.SecondPort(), d.cfg.ListenPort) + until
 }
 
 // stuck reports whether somebody has been waited for for too long.
