@@ -1,8 +1,11 @@
 package route
 
 import (
+	"errors"
+	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -41,6 +44,11 @@ func (u *Underlay) Forget() {
 func (u *Underlay) Close() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.hangUp()
+}
+
+// hangUp has the next question open a socket of its own. The caller holds mu.
+func (u *Underlay) hangUp() {
 	if u.handle != nil {
 		u.handle.Close()
 		u.handle = nil
@@ -59,51 +67,77 @@ func (u *Underlay) Close() {
 func (u *Underlay) PathMTU(addr netip.Addr) int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	mtu, known := u.paths[addr]
-	if !known {
-		mtu = u.pathMTU(addr)
-		u.paths[addr] = mtu
+	if mtu, known := u.paths[addr]; known {
+		return mtu
 	}
-	return mtu
+	for range 2 {
+		mtu, err := u.pathMTU(addr)
+		if err == nil {
+			u.paths[addr] = mtu
+			return mtu
+		}
+		u.hangUp() // the socket may be what is broken
+	}
+	return 0 // as good as no route, and asked again with the next question
 }
 
-func (u *Underlay) pathMTU(addr netip.Addr) int {
+// noRoute are the kernel's answers to a question that it has understood.
+var noRoute = []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL}
+
+func (u *Underlay) pathMTU(addr netip.Addr) (int, error) {
 	if u.handle == nil {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
-			return 0 // as good as no route
+			return 0, err
 		}
 		u.handle = h
 	}
 	routes, err := u.handle.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{FIBMatch: addr.Is4()})
-	if err != nil || len(routes) == 0 {
-		return 0
+	if isNoRoute := func(e error) bool { return errors.Is(err, e) }; slices.ContainsFunc(noRoute, isNoRoute) || err == nil && len(routes) == 0 {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
 	}
 	r := routes[0]
 	if r.Type == unix.RTN_LOCAL || r.Type == unix.RTN_BLACKHOLE {
-		return 0
+		return 0, nil
 	}
-	mtu := u.linkMTU(r.LinkIndex)
-	for i, hop := range r.MultiPath { // instead of one link
-		if m := u.linkMTU(hop.LinkIndex); i == 0 || m < mtu {
-			mtu = m
+	links := []int{r.LinkIndex}
+	if len(r.MultiPath) > 0 { // instead of one link
+		links = nil
+		for _, hop := range r.MultiPath {
+			links = append(links, hop.LinkIndex)
 		}
 	}
-	if r.MTU > 0 {
-		return min(r.MTU, mtu)
+	mtu := math.MaxInt
+	for _, l := range links {
+		m, err := u.linkMTU(l)
+		if err != nil {
+			return 0, err
+		}
+		mtu = min(mtu, m)
 	}
-	return mtu
+	if r.MTU > 0 {
+		mtu = min(r.MTU, mtu)
+	}
+	return mtu, nil
 }
 
-func (u *Underlay) linkMTU(index int) int {
+func (u *Underlay) linkMTU(index int) (int, error) {
 	if mtu, known := u.links[index]; known {
-		return mtu
+		return mtu, nil
 	}
-	u.links[index] = 0
-	if link, err := u.handle.LinkByIndex(index); err == nil && link.Attrs().Name != u.device {
-		u.links[index] = link.Attrs().MTU
+	link, err := u.handle.LinkByIndex(index)
+	mtu := 0
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)): // gone meanwhile
+	case err != nil:
+		return 0, err
+	case link.Attrs().Name != u.device:
+		mtu = link.Attrs().MTU
 	}
-	return u.links[index]
+	u.links[index] = mtu
+	return mtu, nil
 }
 
 // DefaultMTU is the smallest MTU of the links of the default routes; 0 when
