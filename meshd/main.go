@@ -20,6 +20,7 @@ import (
 )
 
 func main() {
+	hideNotifySocket()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once

@@ -29,8 +29,28 @@ func quietLibraries(log *slog.Logger) {
 	klog.SetSlogLogger(log.With("part", "kubernetes"))
 }
 
-// notifyReady tells systemd, where it started us with Type=notify.
-func notifyReady() { _, _ = daemon.SdNotify(false, daemon.SdNotifyReady) }
+const notifyVariable = "NOTIFY_SOCKET"
+
+// notifySocket is where systemd hears of us, where it started us with
+// Type=notify.
+var notifySocket string
+
+// hideNotifySocket takes it out of the environment, before anything else runs:
+// k8s.io/apiserver says READY=1 by itself when it begins to listen, a second
+// before it serves, and what meshd starts is not what systemd waits for.
+func hideNotifySocket() {
+	notifySocket = os.Getenv(notifyVariable)
+	_ = os.Unsetenv(notifyVariable)
+}
+
+// notifyReady tells systemd.
+func notifyReady() {
+	if notifySocket == "" {
+		return
+	}
+	_ = os.Setenv(notifyVariable, notifySocket)
+	_, _ = daemon.SdNotify(true, daemon.SdNotifyReady)
+}
 
 const (
 	// gcPercent of what is in use may be garbage before it is collected. A node
