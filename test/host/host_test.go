@@ -1,6 +1,7 @@
 // Package host tells how meshd lives with what else looks after the network of
 // a machine: systemd-networkd, NetworkManager, firewalld and iptables as Debian
-// has them, in machines of a lab, and the settings of the kernel.
+// has them, in machines of a lab, and the settings of the kernel; and how it
+// lives under a systemd that is the first process of its machine.
 //
 // It needs root, containerd and runc, bin/ of make and bin/managers, which
 // make unpacks from Debian's packages. The address plan is the lab's

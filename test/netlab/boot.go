@@ -20,6 +20,7 @@ type bootOrder struct {
 	Cgroups  []hierarchy `json:"cgroups"`
 	Binaries string      `json:"binaries,omitempty"` // shown as /usr/local/bin
 	BootID   string      `json:"bootID,omitempty"`   // empty: the host's
+	System   *System     `json:"system,omitempty"`   // nil: the first process only buries the dead
 }
 
 // What of a machine is on its disk and so outlives a power cut, as disk/NAME
@@ -65,17 +66,19 @@ func power(arg string) error {
 }
 
 // boot is process 1 of a machine: it makes the machine's file systems, says
-// that it is up, and then only buries the dead.
+// that it is up, and then only buries the dead, or makes room for the machine's
+// own system.
 func boot(arg string) error {
 	var o bootOrder
 	if err := json.Unmarshal([]byte(arg), &o); err != nil {
 		return err
 	}
 	up := os.NewFile(3, "up")
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	dead := make(chan os.Signal, 16)
-	signal.Notify(dead, syscall.SIGCHLD)
-
+	if o.System == nil {
+		signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+		signal.Notify(dead, syscall.SIGCHLD)
+	}
 	if err := unix.Sethostname([]byte(o.Hostname)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
@@ -89,6 +92,9 @@ func boot(arg string) error {
 		return err
 	}
 	up.Close()
+	if o.System != nil {
+		return o.System.start()
+	}
 	for range dead {
 		bury()
 	}
@@ -141,8 +147,18 @@ func makeRoot(o bootOrder) error {
 	if err := showHost(root); err != nil {
 		return err
 	}
+	if o.System != nil {
+		if err := o.System.programs(root); err != nil {
+			return err
+		}
+	}
 	for _, m := range fstab(o) {
 		if err := m.do(root); err != nil {
+			return err
+		}
+	}
+	if o.System != nil {
+		if err := errors.Join(makeDevices(root), readOnlySettings(root)); err != nil {
 			return err
 		}
 	}
@@ -187,10 +203,14 @@ func fstab(o bootOrder) []mount {
 		ms = append(ms, mount{o.Binaries, "/usr/local/bin", "", unix.MS_BIND, ""},
 			mount{"", "/usr/local/bin", "", unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY, ""})
 	}
+	dev := mount{"/dev", "/dev", "", unix.MS_BIND, ""}
+	if o.System != nil {
+		dev = mount{"tmpfs", "/dev", "tmpfs", unix.MS_NOSUID, "mode=755,size=4m"}
+	}
 	ms = append(ms,
 		mount{"proc", "/proc", "proc", 0, ""},
 		mount{"sysfs", "/sys", "sysfs", 0, ""},
-		mount{"/dev", "/dev", "", unix.MS_BIND, ""},
+		dev,
 		mount{"devpts", "/dev/pts", "devpts", 0, "newinstance,ptmxmode=0666,mode=0620"},
 		mount{"tmpfs", "/dev/shm", "tmpfs", 0, "size=64m"},
 		mount{"tmpfs", "/run", "tmpfs", 0, "mode=755,size=256m"},

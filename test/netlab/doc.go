@@ -9,9 +9,12 @@
 //	172.31.77.0/24  fd31:77::/64   the underlay; machine N is .N and ::N
 //	172.31.77.254   fd31:77::fe    the default gateway, which does not exist
 //
+// A machine has a first process that only buries the dead, or a System of its
+// own, as systemd.
+//
 // The program that uses the package is its own helper: it must call Init as
 // the first thing in main or TestMain.
 //
 // Reading order: lab.go (what a lab is), machine.go (what a machine can do),
-// boot.go (how one comes up), cgroup.go (the two kinds of hosts).
+// boot.go (how one comes up), system.go (an init of its own), cgroup.go (the two kinds of hosts).
 package netlab

@@ -21,6 +21,7 @@ type machine struct {
 	Name   string  `json:"name"`
 	Number int     `json:"number"`
 	First  process `json:"first"` // its process 1; the zero process while off
+	System *System `json:"system,omitempty"`
 }
 
 // A Machine can be switched on and off and runs commands while it is on.
@@ -148,7 +149,7 @@ func (m *Machine) boot(ctx context.Context) error {
 		return err
 	}
 	order := bootOrder{Hostname: m.Name, Dir: m.dir(), Group: m.group(), Cgroups: m.lab.state.Cgroups,
-		Binaries: m.lab.state.Binaries}
+		Binaries: m.lab.state.Binaries, System: m.System}
 	if !m.lab.state.HostBoot {
 		order.BootID = uuid()
 	}

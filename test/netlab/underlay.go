@@ -79,7 +79,7 @@ func (l *Lab) plug(m *machine) error {
 		}
 		return setUp(h, m.link())
 	})
-	if err != nil {
+	if err != nil || m.System != nil {
 		return err
 	}
 	return inNetNS(fmt.Sprintf("/proc/%d/ns/net", m.First.Pid), func(h *netlink.Handle) error { return configureLink(h, m) })

@@ -94,16 +94,11 @@ func (w *World) BuildImages(ctx context.Context) (err error) {
 
 // Boot makes the machines and starts containerd with the images on each.
 func (w *World) Boot(ctx context.Context, names ...string) error {
-	var err error
-	if w.Lab, err = netlab.New(ctx, netlab.Config{Name: w.cfg.Name, Keep: w.cfg.Keep, Binaries: w.cfg.Bin, Log: w.cfg.Log}); err != nil {
+	if err := w.Make(ctx, names...); err != nil {
 		return err
 	}
 	for _, name := range names {
-		m, err := w.Lab.Add(ctx, name)
-		if err != nil {
-			return err
-		}
-		if err := m.PowerOn(ctx); err != nil {
+		if err := w.Machine(name).PowerOn(ctx); err != nil {
 			return err
 		}
 	}
@@ -111,13 +106,31 @@ func (w *World) Boot(ctx context.Context, names ...string) error {
 		if _, err := m.StartContainerd(ctx); err != nil {
 			return err
 		}
-		for _, tar := range w.tars {
-			if err := m.Import(ctx, tar); err != nil {
-				return err
-			}
-		}
-		return nil
+		return w.Import(ctx, m)
 	})
+}
+
+// Make makes the machines and leaves them off.
+func (w *World) Make(ctx context.Context, names ...string) (err error) {
+	if w.Lab, err = netlab.New(ctx, netlab.Config{Name: w.cfg.Name, Keep: w.cfg.Keep, Binaries: w.cfg.Bin, Log: w.cfg.Log}); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, err := w.Lab.Add(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Import gives a machine's containerd the images.
+func (w *World) Import(ctx context.Context, m *netlab.Machine) error {
+	for _, tar := range w.tars {
+		if err := m.Import(ctx, tar); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // each does the same on several machines at once.
@@ -138,7 +151,7 @@ func (w *World) StartServer(ctx context.Context, flags ...string) error {
 	if err := w.startMeshd(ctx, m, append([]string{"server"}, flags...)); err != nil {
 		return err
 	}
-	return w.waitFor(ctx, m, w.connect)
+	return w.waitFor(ctx, m, w.ConnectAdmin)
 }
 
 // Join starts meshd join on a machine; token is empty once it has joined.
@@ -164,8 +177,8 @@ func (w *World) startMeshd(ctx context.Context, m *netlab.Machine, args []string
 	return err
 }
 
-// connect makes w.API a client that dials from m1, and checks that it works.
-func (w *World) connect(ctx context.Context) error {
+// ConnectAdmin makes w.API a client that dials from m1, and checks that it works.
+func (w *World) ConnectAdmin(ctx context.Context) error {
 	m := w.Machine("m1")
 	out, err := m.Run(ctx, "cat", AdminKubeconfig)
 	if err != nil {
