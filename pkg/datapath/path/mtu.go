@@ -80,6 +80,17 @@ func (m *mtu) heard(now time.Time) {
 	}
 }
 
+// postpone a trial that is due until the peer is heard: without a session
+// packets wait in the device, and large ones, a few at a time, take 128 KB
+// there. It reports whether there was one.
+func (m *mtu) postpone(now time.Time) bool {
+	if m.trial.size == 0 || now.Before(m.trial.next) {
+		return false
+	}
+	m.trial = trial{size: m.trial.size, next: now.Add(retryLast), doubt: m.trial.doubt, vain: m.trial.vain + 1}
+	return true
+}
+
 // begin tries the next size, or comes to rest: the top first, then halfway
 // between what passed and what did not.
 func (m *mtu) begin(now time.Time) {

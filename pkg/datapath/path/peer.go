@@ -256,7 +256,12 @@ func (p *peer) patience() time.Duration {
 
 // due says which probes to send now, and climbs the ladder.
 func (p *peer) due(now time.Time, own []netip.AddrPort) []int {
-	sizes := p.mtu.due(now, p.rtt)
+	var sizes []int
+	if p.last.Handshake.IsZero() && p.mtu.postpone(now) {
+		sizes = []int{smallSize} // it also begins the handshake
+	} else {
+		sizes = p.mtu.due(now, p.rtt)
+	}
 	them, us := p.behind(own)
 	switch {
 	case them || us:

@@ -3,6 +3,7 @@ package path
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -289,6 +290,34 @@ func TestSearchEndsAtWhatPasses(t *testing.T) {
 				t.Fatalf("route %d, path %d: settled at %d, want %d; still trying %d", top, takes, m.use, want, m.trial.size)
 			}
 		}
+	}
+}
+
+// Without a session nothing large is sent, which would wait in the device;
+// with one, at once.
+func TestNothingLargeWaits(t *testing.T) {
+	w := newWorld(oneOnly...)
+	due := func(after time.Duration) []int {
+		w.now = w.now.Add(after)
+		return w.peer.due(w.now, nil)
+	}
+	if sizes := due(0); !slices.Equal(sizes, []int{smallSize}) {
+		t.Errorf("first it sends %d", sizes)
+	}
+	for range 600 {
+		w.stats.Tx += 200
+		w.peer.stats(w.stats, w.now)
+		if sizes := due(100 * time.Millisecond); len(sizes) > 1 || len(sizes) == 1 && sizes[0] != smallSize {
+			t.Fatalf("after %s without a session it sends %d", w.now.Sub(start), sizes)
+		}
+	}
+	w.stats.Rx, w.stats.Handshake = 92, w.now
+	w.peer.stats(w.stats, w.now)
+	if at := w.peer.wake(); at.After(w.now) {
+		t.Errorf("it waits for %s yet", at.Sub(w.now))
+	}
+	if sizes := due(0); !slices.Equal(sizes, []int{1420}) {
+		t.Errorf("with a session it sends %d", sizes)
 	}
 }
 
