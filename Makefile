@@ -1,4 +1,4 @@
-# make            build bin/meshd, bin/meshctl, bin/mesh
+# make            build bin/meshd, bin/meshctl, bin/mesh, bin/meshd-wireguard
 # make demo       three machines on this host, the whole story step by step
 #                 (KEEP=1 leaves them running, make demo-down takes them away)
 # make test       pure tests, one-subsystem tests in namespaces, whole stories
@@ -33,6 +33,7 @@ all: build
 build:
 	go build -ldflags "$(LDFLAGS)" -o bin/ ./meshd ./meshd/meshctl
 	go build -ldflags "-s -w" -o bin/mesh ./cni-plugin
+	go build -ldflags "-s -w" -o bin/ ./meshd/meshd-wireguard
 
 # The image is named IMAGE; a registry of yours goes here and into the overlay.
 IMAGE := meshd.dev/meshd:dev

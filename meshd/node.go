@@ -176,16 +176,6 @@ func (n *node) newDatapath() error {
 	return nil
 }
 
-// userspaceCommand is what carries the tunnels where the kernel cannot; the name
-// of the device goes behind it.
-func userspaceCommand(self string, noOffloads bool) []string {
-	command := []string{self, "wireguard"}
-	if noOffloads {
-		command = append(command, "--no-offloads")
-	}
-	return command
-}
-
 // networkReady lets the container runtime attach pods: the plugin first, the
 // configuration that calls it last.
 func (n *node) networkReady(net datapath.Network) error {

@@ -1,19 +1,24 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
-	"meshd.dev/pkg/datapath/wireguard"
 	"meshd.dev/pkg/datapath/wireguard/userspace"
 	"meshd.dev/pkg/mesh"
 )
 
+// tunnelProgram lies beside meshd and is a fraction of it.
+const tunnelProgram = "meshd-wireguard"
+
 func wireguardCommand() *cobra.Command {
-	var whereNeeded, noOffloads, takeOver bool
+	var cfg userspace.Config
 	cmd := &cobra.Command{
 		Use:   "wireguard [DEVICE]",
 		Short: "Carry a WireGuard device in this process, where the kernel has no WireGuard",
@@ -22,28 +27,57 @@ the standard control socket (/var/run/wireguard/DEVICE.sock), so that wg(8) and
 meshd configure it like a kernel device.
 
 meshd starts it by itself where it is needed, and it outlives meshd: sessions go
-on while meshd restarts or is upgraded. Ending it removes the device; pod
-traffic to other nodes then stops, in clear it never goes.`,
+on while meshd restarts or is upgraded. Ending it removes the device, unless
+meshd runs, which starts another one; pod traffic to other nodes stops meanwhile,
+in clear it never goes.
+
+The process becomes the program ` + tunnelProgram + ` where that lies beside meshd.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			device := mesh.Device
+			if err := becomeTunnel(os.Args[2:]); err != nil {
+				return err
+			}
+			cfg.Device, cfg.Hurry, cfg.Log = mesh.Device, true, slog.New(slog.NewTextHandler(os.Stderr, nil))
 			if len(args) == 1 {
-				device = args[0]
+				cfg.Device = args[0]
 			}
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-			if whereNeeded && wireguard.InKernel() {
-				log.Info("this kernel has WireGuard: nothing to do here", "device", device)
-				<-cmd.Context().Done()
-				return nil
-			}
-			if _, err := os.Stat("/dev/net/tun"); err != nil {
-				return fmt.Errorf("this kernel has neither WireGuard nor TUN: %w; load the module wireguard or tun, or use a kernel with one of them", err)
-			}
-			return userspace.Run(cmd.Context(), userspace.Config{Device: device, Hurry: true, NoOffloads: noOffloads, TakeOver: takeOver, Second: whereNeeded, Log: log})
+			return userspace.Run(cmd.Context(), cfg)
 		},
 	}
-	cmd.Flags().BoolVar(&whereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard, and serve DEVICE"+mesh.SecondSuffix+" as well when meshd asks for it; for a service that starts everywhere")
-	cmd.Flags().BoolVar(&noOffloads, "no-offloads", false, "use no segmentation offloads (TSO, USO, UDP_SEGMENT, UDP_GRO), though a trial finds that they work")
-	cmd.Flags().BoolVar(&takeOver, "take-over", false, "go on where another process carries the device: end it, keep the link and what it was told; for upgrades")
+	flags := flag.NewFlagSet("wireguard", flag.ContinueOnError)
+	cfg.Flags(flags)
+	cmd.Flags().AddGoFlagSet(flags)
 	return cmd
+}
+
+// becomeTunnel has this process be the small program, if it is there.
+func becomeTunnel(args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	program, ok := besideIt(self)
+	if !ok {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", program, unix.Exec(program, append([]string{tunnelProgram}, args...), os.Environ()))
+}
+
+func besideIt(self string) (program string, ok bool) {
+	program = filepath.Join(filepath.Dir(self), tunnelProgram)
+	_, err := os.Stat(program)
+	return program, err == nil
+}
+
+// userspaceCommand is what carries the tunnels where the kernel cannot; the name
+// of the device goes behind it.
+func userspaceCommand(self string, noOffloads bool) []string {
+	command := []string{self, "wireguard"}
+	if program, ok := besideIt(self); ok {
+		command = []string{program}
+	}
+	if noOffloads {
+		command = append(command, "--no-offloads")
+	}
+	return command
 }

@@ -31,7 +31,7 @@ import (
 )
 
 // programs of the image, in its root.
-var programs = []string{"meshd", "meshctl", "mesh"}
+var programs = []string{"meshd", "meshctl", "mesh", "meshd-wireguard"}
 
 func main() {
 	bin := flag.String("bin", "bin", "folder of the programs")

@@ -193,14 +193,15 @@ func New(cfg Config) (*Datapath, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
+	d := &Datapath{cfg: cfg, firewall: firewall.New(cfg.Log, cfg.Pods), routes: route.New(cfg.Log), underlay: route.NewUnderlay(cfg.Device)}
 	device, err := wireguard.New(wireguard.Options{
-		Name: cfg.Device, StateDir: cfg.StateDir, LogDir: cfg.RunDir, SpawnUserspace: cfg.SpawnUserspace, Served: cfg.DeviceServed, Log: cfg.Log,
+		Name: cfg.Device, StateDir: cfg.StateDir, LogDir: cfg.RunDir, SpawnUserspace: cfg.SpawnUserspace, Served: cfg.DeviceServed,
+		Died: d.Kick, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
-	d := &Datapath{cfg: cfg, device: device, second: device.Second(cfg.Device + mesh.SecondSuffix), firewall: firewall.New(cfg.Log, cfg.Pods),
-		routes: route.New(cfg.Log), underlay: route.NewUnderlay(cfg.Device)}
+	d.device, d.second = device, device.Second(cfg.Device+mesh.SecondSuffix)
 	d.paths = path.New(path.Config{Changed: func() { d.kick(pathsDirt) }, Log: cfg.Log,
 		Repaired: func(node, what string) { cfg.Board.Repaired("tunnel/"+node, what) }})
 	d.shortcut = shortcut.New(shortcut.Config{Off: cfg.NoShortcut, Pods: cfg.Pods, Board: cfg.Board, Log: cfg.Log})

@@ -45,8 +45,9 @@ var arrows = map[string][]string{
 	"dns/index":   {"pkg/mesh"},
 	"dns/coredns": {"dns", "dns/index", "pkg/mesh", "pkg/reconcile", "pkg/status"},
 
-	"cni-plugin":    {"pkg/cni"},
-	"meshd/meshctl": {"pkg/cni", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/status"},
+	"cni-plugin":            {"pkg/cni"},
+	"meshd/meshd-wireguard": {"pkg/datapath", "pkg/mesh"},
+	"meshd/meshctl":         {"pkg/cni", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/status"},
 	"meshd": {"dns/coredns", "dns/index", "pkg/agent", "pkg/apiserver", "pkg/cni", "pkg/controller", "pkg/datapath",
 		"pkg/durable", "pkg/exchange", "pkg/join", "pkg/kube", "pkg/mesh", "pkg/pki", "pkg/reconcile", "pkg/status"},
 
@@ -91,6 +92,7 @@ type ban struct {
 var bans = []ban{
 	{"pkg/cni", "k8s.io/", "ADD makes no API call, and the binary starts hundreds of times"},
 	{"cni-plugin", "k8s.io/", "ADD makes no API call, and the binary starts hundreds of times"},
+	{"meshd/meshd-wireguard", "k8s.io/", "tunnels stand still while it starts"},
 	{"pkg/datapath", "k8s.io/", "it works on mesh.State, wherever that comes from"},
 	{"dns/index", "k8s.io/", "it works on mesh.State, wherever that comes from"},
 	{"dns", "k8s.io/", "it answers from the index, not from the API"},

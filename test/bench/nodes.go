@@ -177,7 +177,7 @@ func stopMeshd(ctx context.Context, m *netlab.Machine) error {
 
 func meshdOf(m *netlab.Machine, role string) (netlab.Process, error) {
 	for _, p := range m.Processes() {
-		if p.Name() == "meshd" && len(p.Argv) > 1 && p.Argv[1] == role {
+		if p.Name() == "meshd-"+role || p.Name() == "meshd" && len(p.Argv) > 1 && p.Argv[1] == role {
 			return p, nil
 		}
 	}

@@ -58,7 +58,7 @@ func newWorld(t *testing.T) *world {
 		}
 	}
 	root := filepath.Join("..", "..")
-	for _, file := range []string{"meshd", "meshctl", "mesh", "managers/done"} {
+	for _, file := range []string{"meshd", "meshctl", "mesh", "meshd-wireguard", "managers/done"} {
 		if _, err := os.Stat(filepath.Join(root, "bin", file)); err != nil {
 			t.Skipf("needs bin/%s: make build bin/managers/done", file)
 		}

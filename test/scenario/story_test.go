@@ -31,7 +31,7 @@ func newWorld(t *testing.T, kubectl ...string) *story.World {
 		}
 	}
 	root := filepath.Join("..", "..")
-	for _, binary := range []string{"meshd", "meshctl", "mesh"} {
+	for _, binary := range []string{"meshd", "meshctl", "mesh", "meshd-wireguard"} {
 		if _, err := os.Stat(filepath.Join(root, "bin", binary)); err != nil {
 			t.Skipf("needs bin/%s: make", binary)
 		}

@@ -138,9 +138,11 @@ func (d *Device) hangUp() {
 	}
 }
 
-// Close gives back what Apply and Follow keep open. The device stays.
+// Close gives back what Apply and Follow keep open. The device stays while its
+// process does.
 func (d *Device) Close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hangUp()
+	d.holder.letGo()
 }

@@ -51,7 +51,7 @@ func (d *Device) read() (state, error) {
 	})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		if link.Type() == "tuntap" && d.processGone() {
-			return state{}, nil // about to vanish with its process
+			return state{}, nil // about to vanish with its process, or held for the next
 		}
 		return state{}, fmt.Errorf("link %s (%s) exists, but nothing answers for it on %s", name, link.Type(), SocketPath(name))
 	}
@@ -93,6 +93,9 @@ func stateOf(dev *wgtypes.Device, link netlink.Link) state {
 }
 
 func (o createOp) do(ctx context.Context, d *Device) error {
+	if _, ok := d.holder.link(o.name); ok {
+		return d.spawn(ctx) // its process died
+	}
 	d.hangUp() // the kernel may learn WireGuard by this
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = o.name, o.mtu

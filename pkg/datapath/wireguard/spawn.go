@@ -1,17 +1,18 @@
 package wireguard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/wgctrl"
 )
 
 const (
@@ -36,19 +37,67 @@ func (d *Device) spawn(ctx context.Context) error {
 		defer out.Close()
 	}
 	d.waitForLock(ctx)
-	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
-		Dir: "/", Files: []*os.File{null, out, out},
+	ready, readied, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	defer readied.Close()
+	with := Inheritance{Device: d.opts.Name}
+	files := []uintptr{null.Fd(), out.Fd(), out.Fd(), readied.Fd()}
+	if fd, ok := d.holder.link(d.opts.Name); ok {
+		with.Link = true
+		files = append(files, uintptr(fd))
+	}
+	d.child, err = syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+		Dir: "/", Files: files,
 		// Until it sets its own: a third less to start with, and peers wait.
-		Env: append(os.Environ(), "GOGC=off", "GOMAXPROCS=1"),
-		Sys: &unix.SysProcAttr{Setsid: true},
+		Env: append(os.Environ(), "GOGC=off", "GOMAXPROCS=1", with.String()),
+		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return fmt.Errorf("start userspace device: %w", err)
 	}
-	d.child = p.Pid
-	_ = p.Release() // reap waits for it by number
-	d.opts.Log.Info("started userspace device", "device", d.opts.Name, "pid", d.child)
-	return d.ready(ctx, out.Name())
+	readied.Close()
+	d.opts.Log.Info("started userspace device", "device", d.opts.Name, "pid", d.child, "goes on with the link", with.Link)
+	return d.ready(ctx, ready, out.Name())
+}
+
+// Inheritance is what a userspace process gets from the one that starts it,
+// as descriptors.
+type Inheritance struct {
+	Device string
+	// Link says that there is a link to go on with.
+	Link bool
+}
+
+// Descriptors of an Inheritance: a pipe to be closed by the process when it
+// answers, and the link.
+const (
+	ReadyDescriptor = 3 + iota
+	LinkDescriptor
+)
+
+// inherits is the variable that tells of it.
+const inherits, andLink = "MESHD_WIREGUARD_INHERITS", ",link"
+
+// String is a line of the environment.
+func (i Inheritance) String() string {
+	if i.Link {
+		return inherits + "=" + i.Device + andLink
+	}
+	return inherits + "=" + i.Device
+}
+
+// Inherited by this process for the device; whoever asks has it from then on.
+func Inherited(device string) (i Inheritance, ok bool) {
+	for _, i := range []Inheritance{{device, false}, {device, true}} {
+		if i.String() == inherits+"="+os.Getenv(inherits) {
+			os.Unsetenv(inherits)
+			return i, true
+		}
+	}
+	return i, false
 }
 
 // waitForLock: the link of a process that was killed may be gone before its
@@ -82,32 +131,31 @@ func openLog(path string) (*os.File, error) {
 	return os.OpenFile(path, flags, 0o600)
 }
 
-// ready waits until the new process answers on its socket.
-func (d *Device) ready(ctx context.Context, log string) error {
+// ready waits until the new process answers on its socket, or ends: in either
+// case nobody has the other end of the pipe any more.
+func (d *Device) ready(ctx context.Context, pipe *os.File, log string) error {
 	ctx, cancel := context.WithTimeout(ctx, spawnTimeout)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	wg, err := wgctrl.New()
+	defer context.AfterFunc(ctx, func() { _ = pipe.SetReadDeadline(time.Now()) })()
+	if _, err := pipe.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("wait for userspace device: %w", cmp.Or(ctx.Err(), err))
+	}
+	_, _, err := d.Stats()
+	if err != nil && d.dying() {
+		return fmt.Errorf("userspace device died at once; its last words are in %s", log)
+	}
+	return err
+}
+
+// dying: our child lets go of what it has before it can be buried.
+func (d *Device) dying() bool {
+	pidfd, err := unix.PidfdOpen(d.child, 0)
 	if err != nil {
-		return err
+		return d.reap()
 	}
-	defer wg.Close()
-	for {
-		if _, err := netlink.LinkByName(d.opts.Name); err == nil {
-			if _, err = wg.Device(d.opts.Name); err == nil {
-				return nil
-			}
-		}
-		if d.reap() {
-			return fmt.Errorf("userspace device died at once; its last words are in %s", log)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for userspace device: %w", ctx.Err())
-		case <-tick.C:
-		}
-	}
+	defer unix.Close(pidfd)
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 1000)
+	return d.reap()
 }
 
 // reap buries our child if it died though it is needed, and reports whether it

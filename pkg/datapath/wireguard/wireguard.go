@@ -12,7 +12,7 @@
 // The device outlives the daemon. Where the kernel has no WireGuard, the
 // device is served by a process of its own (package userspace), started in
 // its own session, which is adopted when it is there and started again when
-// it died.
+// it died, with the same link (process.go).
 package wireguard
 
 import (
@@ -108,7 +108,10 @@ type Options struct {
 	// Served says that somebody else starts the process of the device Name;
 	// SpawnUserspace is then for its Second alone.
 	Served bool
-	Log    *slog.Logger
+	// Died, if there is one, is called when a process has ended that Apply
+	// starts again. It must not wait for a method of the Device.
+	Died func()
+	Log  *slog.Logger
 }
 
 // Device is one WireGuard device. Use New. Its methods may be called from any
@@ -135,9 +138,11 @@ type Device struct {
 	control *wgctrl.Client // opened at first use; nil after an error
 	// questions have a lock of their own.
 	questions questions
-	// child is the userspace process we started, 0 if none or adopted.
-	child int
-	keyed time.Time
+	// child is the userspace process we started, 0 if none or adopted; holder
+	// has either.
+	child  int
+	holder holder
+	keyed  time.Time
 }
 
 // New loads or makes the private key.
@@ -199,6 +204,7 @@ func (d *Device) Remove(ctx context.Context) error {
 	}
 	clear(d.wished)
 	d.changed(op)
+	d.holder.letGo()
 	d.opts.Log.Info("wireguard", "did", op.String())
 	return nil
 }
@@ -225,6 +231,7 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 	}
 	d.last, d.have = nil, &have
 	err = d.do(ctx, d.diff(cfg, have, time.Now()))
+	d.hold()
 	if err == nil {
 		d.last = &cfg
 		clear(d.wished)
@@ -236,11 +243,25 @@ func (d *Device) Apply(ctx context.Context, cfg Config) error {
 	return err
 }
 
+// hold the process that serves the device, if it would be ours to start it
+// again. Without that it is still noticed when it is gone, and its link with it.
+func (d *Device) hold() {
+	if len(d.spawnCommand()) == 0 {
+		return
+	}
+	if err := d.holder.hold(d.opts.Name, d.opts.Died); err != nil {
+		d.opts.Log.Debug("hold the process of the device", "device", d.opts.Name, "err", err)
+	}
+}
+
 // do the ops in order.
 func (d *Device) do(ctx context.Context, ops []op) error {
 	var errs []error
 	d.did = len(ops)
 	for _, op := range ops {
+		if _, knocks := op.(knockOp); knocks && d.child != 0 {
+			continue // a process of ours greets whom it is told of
+		}
 		err := op.do(ctx, d)
 		d.changed(op)
 		if err != nil {

@@ -362,6 +362,67 @@ func TestComesBack(t *testing.T) {
 	apply(t, d, config())
 }
 
+// The link of a process that is killed is the next one's, with addresses and
+// routes, as often as that happens, and whoever started the process; that it has
+// ended is told. A link that is deleted is not held.
+func TestLinkOutlivesProcess(t *testing.T) {
+	testns.New(t)
+	if testns.Backend(t) != "userspace" {
+		t.Skip("this kernel has WireGuard")
+	}
+	dir, died := t.TempDir(), make(chan bool, 9)
+	exe, _ := os.Executable()
+	opts := wireguard.Options{Name: "wgh", StateDir: dir, LogDir: dir, SpawnUserspace: []string{exe, "wireguard"}, Died: func() { died <- true }}
+	start := func() *wireguard.Device {
+		d, err := wireguard.New(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, d, config())
+		return d
+	}
+	kill := func() {
+		testns.Sh(t, "kill -9 $(cat "+wireguard.LockPath("wgh")+")")
+		<-died
+	}
+	look := func() string {
+		return testns.Sh(t, "ip -o link show wgh | cut -d: -f1; ip -o address show wgh; ip route show dev wgh; ip -6 route show 2001:db8:9::/64")
+	}
+	d := start()
+	t.Cleanup(func() { _ = testns.Exec("sh", "-c", "kill -9 $(cat "+wireguard.LockPath("wgh")+")") })
+	testns.Sh(t, "ip address add 10.244.1.1/32 dev wgh; ip route add 10.244.2.0/24 dev wgh; ip -6 route add 2001:db8:9::/64 dev wgh")
+	before := look()
+	for range 2 {
+		kill()
+		if now := look(); now != before {
+			t.Errorf("without a process the link is\n%s\nwas\n%s", now, before)
+		}
+		apply(t, d, config())
+	}
+	d.Close() // and somebody who did not start it
+	d = start()
+	defer func() { d.Close() }()
+	kill()
+	apply(t, d, config())
+	if now := look(); now != before {
+		t.Errorf("at last the link is\n%s\nwas\n%s", now, before)
+	}
+	testns.Sh(t, "ip link del wgh")
+	<-died
+	apply(t, d, config())
+	if now := look(); strings.Contains(now, "10.244") {
+		t.Errorf("made anew the link is\n%s", now)
+	}
+	kill()
+	apply(t, d, config())
+	if err := d.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := testns.Output("ip", "link", "show", "wgh"); err == nil {
+		t.Errorf("removed, and yet: %s", out)
+	}
+}
+
 // A device made by somebody else, of either kind, is taken as it is: a kernel
 // that learns WireGuard with its next module does not cost a session.
 func TestAdopts(t *testing.T) {

@@ -2,15 +2,12 @@ package userspace
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -51,50 +48,26 @@ func findPredecessor(device string) (*predecessor, error) {
 }
 
 func findHolder(device string) (p *predecessor, err error) {
-	text, err := os.ReadFile(wireguard.LockPath(device))
+	running, err := wireguard.ProcessOf(device)
 	if err != nil {
 		return nil, err
 	}
-	p = &predecessor{}
-	if p.pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil || p.pid <= 0 {
-		return nil, fmt.Errorf("%s does not name a process: %q", wireguard.LockPath(device), text)
-	}
+	running.Life.Close() // process is as good
+	p = &predecessor{pid: running.Pid, file: os.NewFile(uintptr(running.Link), "/dev/net/tun")}
+	done := false
+	defer func() {
+		if !done {
+			p.file.Close()
+		}
+	}()
 	if p.process, err = os.FindProcess(p.pid); err != nil {
 		return nil, fmt.Errorf("process %d: %w", p.pid, err)
 	}
 	if p.config, err = configOf(device); err != nil {
 		return nil, err
 	}
-	fd, err := descriptorOf(p.pid, device)
-	if err != nil {
-		return nil, err
-	}
-	pidfd, err := unix.PidfdOpen(p.pid, 0)
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", p.pid, err)
-	}
-	defer unix.Close(pidfd)
-	mine, err := unix.PidfdGetfd(pidfd, fd, 0)
-	if err != nil {
-		return nil, fmt.Errorf("descriptor %d of process %d: %w", fd, p.pid, err)
-	}
-	p.file = os.NewFile(uintptr(mine), "/dev/net/tun") // it does not block
+	done = true
 	return p, nil
-}
-
-// descriptorOf is the number under which a process has the link open.
-func descriptorOf(pid int, device string) (int, error) {
-	infos, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
-	if err != nil {
-		return 0, err
-	}
-	for _, path := range infos {
-		text, err := os.ReadFile(path)
-		if err == nil && bytes.Contains(text, []byte("iff:\t"+device+"\n")) {
-			return strconv.Atoi(filepath.Base(path))
-		}
-	}
-	return 0, fmt.Errorf("process %d does not have link %s open", pid, device)
 }
 
 // configOf asks a control socket for what a successor must be told.

@@ -7,9 +7,10 @@
 // it is told there. It knows nothing of meshd, so meshd may be restarted and
 // upgraded while packets flow.
 //
-// When the process ends, for whatever reason, its link and with it every
-// route into it are gone: pod traffic then hits the blackholes of package
-// route, never the underlay in clear. SIGTERM therefore cuts the tunnels; an
+// When the process ends, for whatever reason, and meshd does not have its link
+// open for the next one, the link and with it every route into it are gone: pod
+// traffic then hits the blackholes of package route, never the underlay in
+// clear. SIGTERM therefore cuts the tunnels; an
 // upgrade of meshd must leave this process alone (systemd: KillMode=process).
 // A process that begins anew sends every peer a handshake as soon as it is told
 // of it (greet.go).
@@ -32,6 +33,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -65,6 +67,9 @@ type Config struct {
 	// NoOffloads leaves segmentation to nobody but the sender. Otherwise what
 	// the kernel gets right is used, from when that has been found out.
 	NoOffloads bool
+	// WhereNeeded is for a service that starts everywhere: it waits for ctx to
+	// end where the kernel has WireGuard, and otherwise implies Second.
+	WhereNeeded bool
 	// TakeOver goes on where another process that serves the device is: it is
 	// ended, and its link and configuration are this one's.
 	TakeOver bool
@@ -74,6 +79,13 @@ type Config struct {
 	Log    *slog.Logger
 }
 
+// Flags sets what may be said on a command line.
+func (cfg *Config) Flags(f *flag.FlagSet) {
+	f.BoolVar(&cfg.WhereNeeded, "where-needed", false, "wait idly instead where the kernel has WireGuard, and serve DEVICE"+mesh.SecondSuffix+" as well when meshd asks for it; for a service that starts everywhere")
+	f.BoolVar(&cfg.NoOffloads, "no-offloads", false, "use no segmentation offloads (TSO, USO, UDP_SEGMENT, UDP_GRO), though a trial finds that they work")
+	f.BoolVar(&cfg.TakeOver, "take-over", false, "go on where another process carries the device: end it, keep the link and what it was told; for upgrades")
+}
+
 // Run serves the device until ctx ends or the link is deleted; the device is
 // gone then. It returns an error at once when another process serves it, unless
 // it is to take over.
@@ -81,6 +93,15 @@ type Config struct {
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.WhereNeeded && wireguard.InKernel() {
+		cfg.Log.Info("this kernel has WireGuard: nothing to do here", "device", cfg.Device)
+		<-ctx.Done()
+		return nil
+	}
+	cfg.Second = cfg.Second || cfg.WhereNeeded
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return fmt.Errorf("this kernel has neither WireGuard nor TUN: %w; load the module wireguard or tun, or use a kernel with one of them", err)
 	}
 	tune()
 	if cfg.Hurry {
@@ -123,6 +144,7 @@ func (cfg Config) run(ctx context.Context) error {
 		return err
 	}
 	defer control.close()
+	begin.ready()
 	cfg.Log.Info("serving", "device", cfg.Device, "pid", os.Getpid(), "parallel", runtime.GOMAXPROCS(0))
 	watch := time.NewTicker(time.Second)
 	defer watch.Stop()
@@ -150,28 +172,43 @@ type start struct {
 	link   *link.Device
 	unlock func()
 	config string
+	ready  func() // says that the control socket is open, once
 }
 
-// begin makes a link, or takes over a predecessor's.
+// begin makes a link, or goes on with one: a predecessor's that ends for that,
+// or one that whoever started this process has for it.
 func (cfg Config) begin(ctx context.Context) (s start, err error) {
+	s.ready = func() {}
+	inherited, ok := wireguard.Inherited(cfg.Device)
+	if ok {
+		starter := os.NewFile(wireguard.ReadyDescriptor, "ready")
+		unix.CloseOnExec(wireguard.ReadyDescriptor)
+		s.ready = func() { starter.Close() }
+	}
 	var p *predecessor
 	if cfg.TakeOver {
 		if p, err = findPredecessor(cfg.Device); err != nil {
 			return s, err
 		}
 	}
-	if p == nil {
-		if s.unlock, err = lock(cfg.Device); err != nil {
-			return s, err
-		}
-		s.link, err = link.Open(cfg.Device, cmp.Or(cfg.MTU, 1500-mesh.TunnelOverhead))
-	} else {
+	if p != nil {
 		defer p.file.Close() // the link has its own by then
 		if s.unlock, err = p.end(ctx, cfg.Device); err != nil {
 			return s, err
 		}
 		s.config = p.config
 		s.link, err = link.Adopt(cfg.Device, p.file)
+	} else {
+		if s.unlock, err = lock(cfg.Device); err != nil {
+			return s, err
+		}
+		if inherited.Link {
+			file := os.NewFile(wireguard.LinkDescriptor, "/dev/net/tun")
+			defer file.Close()
+			s.link, err = link.Adopt(cfg.Device, file)
+		} else {
+			s.link, err = link.Open(cfg.Device, cmp.Or(cfg.MTU, 1500-mesh.TunnelOverhead))
+		}
 	}
 	if err != nil {
 		s.unlock()
@@ -226,13 +263,19 @@ func committed() uint64 {
 	return s.Sys - s.HeapReleased
 }
 
+// staged is how many reads of the link may wait for a session with their peer.
+// What was read at once, and is more than 2 KB, keeps a buffer of 128 KB, be it
+// for one peer or for many: the engine's own 128 reads come to 16 MB for a peer
+// that is not there.
+const staged = 16
+
 func newEngine(link tun.Device, bind *bind, log *slog.Logger) *device.Device {
 	said := &complaints{log: log, kinds: map[string]kind{}}
 	logger := &device.Logger{Verbosef: device.DiscardLogf, Errorf: said.errorf}
 	// Short queues bound the memory a burst may take.
 	queue := min(device.DefaultQueueInboundSize, max(2, runtime.NumCPU()))
 	return device.NewDevice(link, bind, logger,
-		device.WithQueueInboundSize(queue), device.WithQueueOutboundSize(queue))
+		device.WithQueueInboundSize(queue), device.WithQueueOutboundSize(queue), device.WithQueueStagedSize(staged))
 }
 
 // lock makes this process the only one to serve the device.
