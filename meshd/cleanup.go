@@ -41,7 +41,8 @@ prints each step as the command a person would type.
 It refuses while meshd runs here, and while pods are attached to its network:
 they would be cut off. Stop meshd, move the pods away, and have the next network
 installed first. The switch for forwarding packets (net.ipv4.ip_forward) stays
-on: others may need it.`,
+on: others may need it. So does the reservation of the tunnels' ports
+(net.ipv4.ip_local_reserved_ports).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.run(cmd.OutOrStdout()); err != nil || !c.stay {

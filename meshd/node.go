@@ -169,6 +169,12 @@ func (n *node) newDatapath() error {
 	if n.guest != nil {
 		n.guest.fit(&cfg)
 	}
+	port := uint16(n.cfg.ListenPort)
+	if did, err := datapath.ReservePorts(port, port+1); err != nil {
+		n.log.Warn("a connection of this machine may take a port of the tunnels", "err", err)
+	} else if did != "" {
+		n.log.Info("ports", "did", did)
+	}
 	if n.datapath, err = datapath.New(cfg); err != nil {
 		return err
 	}

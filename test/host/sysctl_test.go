@@ -65,7 +65,7 @@ func documentation() ([]documented, error) {
 	if err != nil {
 		return nil, err
 	}
-	row := regexp.MustCompile("(?m)^\\| `(net\\.[^`]+)` \\| ([0-9]+) \\|(.*)\\|$")
+	row := regexp.MustCompile("(?m)^\\| `(net\\.[^`]+)` \\| ([0-9-]+) \\|(.*)\\|$")
 	var all []documented
 	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
 		all = append(all, documented{strings.ReplaceAll(m[1], ".", "/"), m[2], strings.Contains(m[3], "only "), strings.Contains(m[3], "stays")})
@@ -128,7 +128,7 @@ func undocumented(before, after map[string]string, docs []documented, may func(d
 // settingsBefore sets those that meshd changes to what a kernel begins with: a
 // machine of the lab has the host's.
 func settingsBefore(ctx context.Context, w *world) (string, error) {
-	_, err := w.m2().Run(ctx, "sysctl", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "net.ipv4.conf.all.send_redirects=1")
+	_, err := w.m2().Run(ctx, "sysctl", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "net.ipv4.conf.all.send_redirects=1", "net.ipv4.ip_local_reserved_ports=")
 	if err != nil {
 		return "", err
 	}
