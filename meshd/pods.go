@@ -35,6 +35,11 @@ const (
 	// at: the plugin has done what is urgent, and pods start and stop in
 	// crowds.
 	podsSettle = 300 * time.Millisecond
+	// goneSettle is the same for the first that goes after a while. What the
+	// firewall then deletes keeps every plugin that ends in the next 10 ms for
+	// as long (see del in pkg/cni); right behind a DEL the next ADD is not yet
+	// there.
+	goneSettle = 5 * time.Millisecond
 )
 
 func (n *node) network(net datapath.Network) cni.Network {
@@ -131,18 +136,23 @@ func watchFolder(ctx context.Context, dir string, kick func()) error {
 		return fmt.Errorf("watch pod records: %w", err)
 	}
 	var settled <-chan time.Time
+	var looked time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case e := <-watch.Events:
-			if !strings.HasPrefix(filepath.Base(e.Name), ".") && !e.Has(fsnotify.Write|fsnotify.Chmod) && settled == nil {
+			switch {
+			case strings.HasPrefix(filepath.Base(e.Name), ".") || e.Has(fsnotify.Write|fsnotify.Chmod):
+			case e.Has(fsnotify.Rename|fsnotify.Remove) && time.Since(looked) > podsSettle:
+				settled = time.After(goneSettle)
+			case settled == nil:
 				settled = time.After(podsSettle)
 			}
 		case <-watch.Errors: // events were lost: look
 			settled = time.After(podsSettle)
 		case <-settled:
-			settled = nil
+			settled, looked = nil, time.Now()
 			kick()
 		}
 	}

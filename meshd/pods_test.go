@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/kubernetes/fake"
 
@@ -26,5 +28,47 @@ func TestWithoutAWatchOfTheRecords(t *testing.T) {
 	stop()
 	if err := n.watchPods(ctx); err != nil {
 		t.Errorf("%v; want meshd to go on", err)
+	}
+}
+
+// Pods that come and pods that go are seen, each by itself.
+func TestWatchOfTheRecords(t *testing.T) {
+	dir := t.TempDir()
+	records := filepath.Join(dir, "meshd")
+	if err := os.MkdirAll(filepath.Join(records, "freed"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	kicks, ended := make(chan bool, 1), make(chan error, 1)
+	go func() {
+		ended <- watchFolder(ctx, records, func() {
+			select {
+			case kicks <- true:
+			default:
+			}
+		})
+	}()
+	record, freed := filepath.Join(records, "10.244.1.2,eth0,web"), filepath.Join(records, "freed", "1,10.244.1.2,eth0,web")
+	seen := func(change func() error) {
+		t.Helper()
+		for { // until the watch is there
+			if err := change(); err != nil && !errors.Is(err, os.ErrNotExist) { // done before
+				t.Fatal(err)
+			}
+			select {
+			case <-kicks:
+				return
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	seen(func() error { return errors.Join(os.WriteFile(freed, nil, 0o600), os.Rename(freed, record)) })
+	for range 3 {
+		seen(func() error { return os.Rename(record, freed) })
+		seen(func() error { return os.Rename(freed, record) })
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
