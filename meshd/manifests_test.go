@@ -28,10 +28,20 @@ import (
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
+
+	"meshd.dev/pkg/mesh"
 )
 
 // distributions have an overlay each.
 var distributions = []string{"aks", "docker-desktop", "eks", "gke", "k3s", "kind", "kubeadm", "microk8s", "minikube", "rancher-desktop"}
+
+// overlays are all that is applied: each has one that takes it away again.
+func overlays() (all []string) {
+	for _, d := range distributions {
+		all = append(all, d, d+"/cleanup")
+	}
+	return all
+}
 
 // rendered is an overlay as kubectl apply -k sends it.
 func rendered(t *testing.T, overlay string) (objects []runtime.Object, raw []map[string]any) {
@@ -92,21 +102,34 @@ func TestOverlays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, overlay := range append(slices.Clone(distributions), "cleanup") {
+	for _, overlay := range overlays() {
 		t.Run(overlay, func(t *testing.T) {
 			objects, _ := rendered(t, overlay)
 			for _, obj := range objects {
 				if name, pods := podsOf(obj); pods != nil {
 					checkPods(t, name, pods)
 				}
-				if d, ok := obj.(*appsv1.DaemonSet); ok && d.Name == "meshd" {
-					checkTable(t, string(page), overlay, d.Spec.Template.Spec.Volumes)
+				if d, ok := obj.(*appsv1.DaemonSet); ok && (d.Name == "meshd" || d.Name == "meshd-cleanup") {
+					checkTable(t, string(page), strings.TrimSuffix(overlay, "/cleanup"), d.Spec.Template.Spec.Volumes)
 				}
 				if c, ok := obj.(*corev1.ConfigMap); ok {
 					checkSettings(t, c.Data["config.yaml"])
 				}
 			}
 		})
+	}
+}
+
+// Uninstalling takes what meshd wrote on its Node as well.
+func TestPageNamesWhatStaysOnNodes(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "manifests", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{mesh.AnnotationPublicKey, mesh.AnnotationEndpoints, mesh.AnnotationNextKey, mesh.AnnotationRotateKey, mesh.AnnotationKeyExchange} {
+		if !strings.Contains(string(page), " "+name+"-") {
+			t.Errorf("README.md does not remove %s", name)
+		}
 	}
 }
 
@@ -193,7 +216,7 @@ func TestOverlaysAgainstTheAPI(t *testing.T) {
 		}
 	}
 	unserved := map[string]bool{}
-	for _, overlay := range append(slices.Clone(distributions), "cleanup") {
+	for _, overlay := range overlays() {
 		_, raw := rendered(t, overlay)
 		for _, m := range raw {
 			obj := &unstructured.Unstructured{Object: m}

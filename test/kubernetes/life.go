@@ -165,9 +165,9 @@ func uninstall(ctx context.Context, w *World) (string, error) {
 	}
 	for _, args := range [][]string{
 		{"delete", "-k", folder, "--timeout=120s"},
-		{"apply", "-k", "/srv/manifests/cleanup"},
+		{"apply", "-k", "/srv/manifests/kubeadm/cleanup"},
 		{"rollout", "status", "-n", "meshd-cleanup", "daemonset/meshd-cleanup", "--timeout=120s"},
-		{"delete", "-k", "/srv/manifests/cleanup", "--timeout=120s"},
+		{"delete", "-k", "/srv/manifests/kubeadm/cleanup", "--timeout=120s"},
 	} {
 		if out, err := w.Kubectl(ctx, args...); err != nil {
 			return "", fmt.Errorf("%w\n%s", err, out)
