@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -129,6 +130,44 @@ func TestPageNamesWhatStaysOnNodes(t *testing.T) {
 	for _, name := range []string{mesh.AnnotationPublicKey, mesh.AnnotationEndpoints, mesh.AnnotationNextKey, mesh.AnnotationRotateKey, mesh.AnnotationKeyExchange} {
 		if !strings.Contains(string(page), " "+name+"-") {
 			t.Errorf("README.md does not remove %s", name)
+		}
+	}
+}
+
+// The kustomization on the page does what it says.
+func TestKustomizationOnThePage(t *testing.T) {
+	manifests := os.DirFS(filepath.Join("..", "manifests"))
+	page, err := fs.ReadFile(manifests, "README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```yaml\n")
+	text, _, _ := strings.Cut(rest, "```\n")
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "manifests"), manifests); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(dir, "mine")
+	if err := os.Mkdir(mine, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{"kustomization.yaml": text, "config.yaml": "services: on\n"} {
+		if err := os.WriteFile(filepath.Join(mine, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), mine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := all.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, times := range map[string]int{"image: registry.example/meshd:1.0": 2, "image: meshd.dev/meshd:dev": 0, "services: on": 1,
+		"path: /etc/systemd/network\n": 1, "path: /var/lib/rancher/k3s/agent/etc/cni/net.d": 1} {
+		if n := strings.Count(string(out), want); n != times {
+			t.Errorf("%q is there %d times, want %d", want, n, times)
 		}
 	}
 }
