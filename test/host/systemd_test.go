@@ -168,7 +168,7 @@ func journalHasIt(ctx context.Context, w *world) (string, error) {
 // number: pods, their shims, and the process that carries the tunnels.
 func outlives(m *netlab.Machine) (list []string) {
 	for _, p := range m.Processes() {
-		if name := p.Name(); name == "echo" || name == "pause" || strings.HasPrefix(name, "containerd-shim") || tunnel(p) {
+		if name := p.Name(); name == "echo" || name == "pause" || name == tunnelProcess || strings.HasPrefix(name, "containerd-shim") {
 			list = append(list, fmt.Sprint(p.Pid, " ", name))
 		}
 	}
@@ -176,15 +176,13 @@ func outlives(m *netlab.Machine) (list []string) {
 	return list
 }
 
-func tunnel(p netlab.Process) bool {
-	return p.Name() == "meshd" && len(p.Argv) > 1 && p.Argv[1] == "wireguard"
-}
+const tunnelProcess = "meshd-wireguard"
 
 // kept does something to the meshd of m2 while a connection goes through its
 // tunnel, and wants that nothing else ends.
 func (w *world) kept(ctx context.Context, do func(context.Context, *netlab.Machine) error) (string, error) {
 	before := outlives(w.m2())
-	if !slices.ContainsFunc(before, func(s string) bool { return strings.HasSuffix(s, " meshd") }) || len(before) < 4 {
+	if !slices.ContainsFunc(before, isTunnel) || len(before) < 4 {
 		return "", fmt.Errorf("want a pod and a tunnel process, have %v", before)
 	}
 	note, err := w.connected(ctx, do)
@@ -303,7 +301,7 @@ func killedMain(ctx context.Context, w *world) (string, error) {
 }
 
 func killedAll(ctx context.Context, w *world) (string, error) {
-	before := slices.DeleteFunc(outlives(w.m2()), isMeshd)
+	before := slices.DeleteFunc(outlives(w.m2()), isTunnel)
 	note, err := w.connected(ctx, func(ctx context.Context, m *netlab.Machine) error {
 		return again(ctx, m, joinName, func() error {
 			_, err := m.Run(ctx, "systemctl", "kill", "-s", "KILL", joinName)
@@ -313,13 +311,13 @@ func killedAll(ctx context.Context, w *world) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if after := slices.DeleteFunc(outlives(w.m2()), isMeshd); !slices.Equal(before, after) {
+	if after := slices.DeleteFunc(outlives(w.m2()), isTunnel); !slices.Equal(before, after) {
 		return "", fmt.Errorf("pods were %v, are %v", before, after)
 	}
 	return note, nil
 }
 
-func isMeshd(s string) bool { return strings.HasSuffix(s, " meshd") }
+func isTunnel(s string) bool { return strings.HasSuffix(s, " "+tunnelProcess) }
 
 func reloaded(ctx context.Context, w *world) (string, error) {
 	for _, verb := range []string{"daemon-reload", "daemon-reexec"} {
