@@ -64,6 +64,7 @@ var hereOnly = map[string]string{
 	"wireguard/TestUserspaceProcess":    "the kernel's device has no process",
 	"wireguard/TestRemove":              "the kernel's device has no process",
 	"wireguard/TestProcessStandsStill":  "the kernel's device has no process",
+	"wireguard/TestLinkOutlivesProcess": "the kernel's device has no process",
 	"wireguard/TestWithoutAnyWireGuard": "the guest's kernel has WireGuard",
 	"wireguard/TestPossible":            "the guest's kernel has WireGuard",
 	"datapath/TestTunnelsWithoutTime":   "the kernel's device has no process that could stand still",
