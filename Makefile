@@ -118,8 +118,8 @@ test-kubernetes: deps image $(TOOLS)
 
 # The datapath's tests on a kernel that has WireGuard, in two emulated guests:
 # minutes, and packages of 100 MB on the first run. Then the same tests here, and
-# which ran on one of the two alone. TEST=NAME is some of them; TEST=core is all
-# but the changes of keys.
+# which ran on one of the two alone. TEST=NAME is some of them; TEST=core, as in
+# .ci/run, is all but the changes of keys.
 VM_PACKAGES := qemu-system-x86 nftables iptables iproute2 iputils-ping wireguard-tools conntrack
 KERNEL_DIR := /var/cache/meshd
 test-vm: deps
