@@ -66,6 +66,7 @@ type Node struct {
 	version string
 	pushed  time.Time
 	uid     types.UID
+	known   known
 	lease   lease
 	beating bool
 	ready   bool
@@ -137,6 +138,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.loop.Run(ctx) })
 	group.Go(func() error { return n.beat.Run(ctx) })
+	group.Go(func() error { return n.watch(ctx) })
 	return group.Wait()
 }
 
@@ -199,9 +201,17 @@ const notInCluster = "is not in the cluster"
 
 // object is the node's own. Joining makes it; where the API lets the agent make
 // it, the agent does so too.
-func (n *Node) object(ctx context.Context) (*v1.Node, error) {
+func (n *Node) object(ctx context.Context) (obj *v1.Node, err error) {
+	if obj = n.stillKnown(); obj != nil {
+		return obj, nil
+	}
+	defer func() {
+		if err == nil {
+			n.know(obj, true)
+		}
+	}()
 	nodes := n.cfg.Client.CoreV1().Nodes()
-	obj, err := nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
+	obj, err = nodes.Get(ctx, n.cfg.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), notInCluster):
 		return nil, errRemoved
@@ -374,9 +384,12 @@ func (n *Node) send(ctx context.Context, before, after *v1.Node, subresource ...
 			return err
 		}
 	}
-	if _, err := n.cfg.Client.CoreV1().Nodes().Patch(ctx, n.cfg.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, subresource...); err != nil {
+	now, err := n.cfg.Client.CoreV1().Nodes().Patch(ctx, n.cfg.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, subresource...)
+	if err != nil {
+		n.know(nil, false)
 		return fmt.Errorf("write node %s: %w", n.cfg.Name, err)
 	}
+	n.know(now, false)
 	return nil
 }
 
