@@ -35,7 +35,7 @@ func (n *node) newExchange() error {
 		Heard: func(node string, s exchange.Sending, asked time.Time) {
 			n.datapath.Heard(node, datapath.Sending(s), asked)
 		},
-		Changed: func() { n.datapath.Kick() },
+		Changed: func(node string) { n.datapath.PSKChanged(node) },
 		Board:   n.board,
 		Log:     n.log.With("part", "exchange"),
 	})

@@ -149,6 +149,7 @@ type Datapath struct {
 	wished atomic.Pointer[Wish]
 	true   atomic.Bool
 	dirty  atomic.Uint32 // a dirt
+	paired pairs
 
 	// Of the loop alone. last is nil when the last round did not come true.
 	begun     bool // something of ours is on this machine
@@ -175,10 +176,11 @@ const (
 	anything dirt = 1 << iota
 	// stateDirt: the State and nothing else; podsDirt: the firewall, for the
 	// pods or for flows that are to be looked for again; pathsDirt: which way
-	// peers are reached.
+	// peers are reached; pskDirt: the preshared keys with the nodes of paired.
 	stateDirt
 	podsDirt
 	pathsDirt
+	pskDirt
 )
 
 // rest between two rounds, during which what changes is gathered.
@@ -221,6 +223,36 @@ func (d *Datapath) Kick() { d.kick(anything) }
 // Either is a Kick that costs what changed.
 func (d *Datapath) StateChanged() { d.kick(stateDirt) }
 func (d *Datapath) PodsChanged()  { d.kick(podsDirt) }
+
+// PSKChanged says that Config.PSK has another answer for a node. That costs as
+// much as a change of that node.
+func (d *Datapath) PSKChanged(node string) {
+	d.paired.add(node)
+	d.kick(pskDirt)
+}
+
+// pairs are nodes with which the preshared key is another one.
+type pairs struct {
+	mu    sync.Mutex
+	nodes map[string]bool
+}
+
+func (p *pairs) add(node string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.nodes == nil {
+		p.nodes = map[string]bool{}
+	}
+	p.nodes[node] = true
+}
+
+// take all: the round that begins deals with them.
+func (p *pairs) take() (nodes map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	nodes, p.nodes = p.nodes, nil
+	return nodes
+}
 
 func (d *Datapath) kick(what dirt) {
 	d.dirty.Or(uint32(what))
@@ -336,13 +368,14 @@ func (d *Datapath) onDevice() func(mesh.Key) bool {
 // that nothing is announced before all stand.
 func (d *Datapath) apply(ctx context.Context) error {
 	what := dirt(d.dirty.Swap(0))
+	paired := d.paired.take()
 	state := d.cfg.Source.State()
 	if state == nil {
 		d.cfg.Board.Fail("datapath/state", errNoState.Error(), "wait for the API server, or look why it cannot be reached")
 		return nil // whoever has it will kick
 	}
 	if what != 0 && what&anything == 0 {
-		if done, err := d.follow(ctx, state, what); done {
+		if done, err := d.follow(ctx, state, what, paired); done {
 			return err
 		}
 	}

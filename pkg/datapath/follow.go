@@ -25,8 +25,9 @@ import (
 // and every resync.
 
 // follow does what differs from the last round, if that came true and this is
-// enough; done is false when a whole round has to be.
-func (d *Datapath) follow(ctx context.Context, state *mesh.State, what dirt) (done bool, err error) {
+// enough; done is false when a whole round has to be. paired are the nodes with
+// which the preshared key is another one.
+func (d *Datapath) follow(ctx context.Context, state *mesh.State, what dirt, paired map[string]bool) (done bool, err error) {
 	began, last, keys := time.Now(), d.last, d.device.Ring().Keys()
 	if last == nil || keys != last.opts.Keys || d.wantsRotation(keys, last.me.LeaveKey, began) {
 		return false, nil
@@ -35,7 +36,8 @@ func (d *Datapath) follow(ctx context.Context, state *mesh.State, what dirt) (do
 	if what&pathsDirt != 0 {
 		paths = d.paths.Choices()
 	}
-	next, ch, ok := last.next(state, paths)
+	last.opts.OnDevice = d.onDevice() // not what was on it in the last whole round
+	next, ch, ok := last.next(state, paths, paired)
 	if !ok || ch.services && !slices.Equal(d.clusterDNS(state), last.opts.ClusterDNS) {
 		return false, nil
 	}
@@ -109,9 +111,10 @@ type change struct {
 	part  computation
 }
 
-// next wish, for a state and for paths, which are nil where they are as they
-// were. ok is false when it has to be computed as a whole.
-func (f *followed) next(state *mesh.State, paths map[string]path.Choice) (next *followed, ch change, ok bool) {
+// next wish, for a state, for paths, which are nil where they are as they were,
+// and for nodes with which the preshared key is another one. ok is false when it
+// has to be computed as a whole.
+func (f *followed) next(state *mesh.State, paths map[string]path.Choice, paired map[string]bool) (next *followed, ch change, ok bool) {
 	next = &followed{state: state, computation: f.computation}
 	if f.refused || f.wish.Second != nil || !slices.Equal(f.state.ServiceCIDRs, state.ServiceCIDRs) {
 		return nil, ch, false
@@ -123,9 +126,9 @@ func (f *followed) next(state *mesh.State, paths map[string]path.Choice) (next *
 		next.opts.Paths = paths
 	}
 	gone, added := differing(f.state.Nodes, state.Nodes)
-	if paths != nil {
-		gone, added = f.moved(paths, state, gone, added)
-	}
+	gone, added = f.touched(state, gone, added, func(t path.Target) bool {
+		return paired[t.Node] || paths != nil && f.opts.Paths[t.Node] != paths[t.Node]
+	})
 	if len(gone)+len(added) == 0 {
 		return next, ch, true
 	}
@@ -160,12 +163,11 @@ func differing(old, now []mesh.Node) (gone, added []mesh.Node) {
 	return gone, added
 }
 
-// moved adds to the nodes that differ those whose path is another one.
-func (f *followed) moved(paths map[string]path.Choice, state *mesh.State, gone, added []mesh.Node) (_, _ []mesh.Node) {
+// touched adds to the nodes that differ those that are as they were, but what
+// is wished of them is not: their path is another one, or the preshared key.
+func (f *followed) touched(state *mesh.State, gone, added []mesh.Node, differs func(path.Target) bool) (_, _ []mesh.Node) {
 	for _, t := range f.wish.Targets {
-		was, is := f.opts.Paths[t.Node], paths[t.Node]
-		named := func(n mesh.Node) bool { return n.Name == t.Node }
-		if was == is || slices.ContainsFunc(gone, named) {
+		if !differs(t) || slices.ContainsFunc(gone, func(n mesh.Node) bool { return n.Name == t.Node }) {
 			continue
 		}
 		if n, there := state.Node(t.Node); there {

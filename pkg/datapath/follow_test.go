@@ -21,13 +21,13 @@ import (
 func TestFollowed(t *testing.T) {
 	stepped, whole := 0, 0
 	for seed := range uint64(30) {
-		r := rand.New(rand.NewPCG(seed, 7))
+		r, psks := rand.New(rand.NewPCG(seed, 7)), map[string]byte{}
 		opts := Options{Device: "mesh0", ListenPort: 51820, Services: true, LinkMTU: 1500, Second: "mesh0-next",
 			PodCIDRs: prefixesOf("10.244.0.0/16", "fd00:10:244::/48"), ServiceCIDRs: prefixesOf("10.96.0.0/16"),
 			Keys: wireguard.Keys{Current: mesh.Key{200}}, Paths: map[string]path.Choice{},
 			PathMTU: func(a netip.Addr) int { return []int{1500, 1500, 1500, 1400, 0}[a.As4()[3]%5] },
 			PSK: func(n mesh.Node, own, peer mesh.Key) PSK {
-				return PSK{Secret: wireguard.Secret{peer[0]}, Wait: map[bool]string{true: "not yet"}[peer[0] == 4]}
+				return PSK{Secret: wireguard.Secret{peer[0], psks[n.Name]}, Wait: map[bool]string{true: "not yet"}[peer[0] == 4]}
 			},
 		}
 		state := &mesh.State{Nodes: []mesh.Node{{Name: "m", PublicKey: mesh.Key{200}, PodCIDRs: prefixesOf("10.244.100.0/24", "fd00:10:244:100::/64"), Endpoints: endpointsOf("192.0.2.100:51820")}}}
@@ -41,11 +41,16 @@ func TestFollowed(t *testing.T) {
 			if paths := vary2(r, opts.Paths); paths != nil {
 				opts.Paths = paths
 			}
+			paired := map[string]bool{}
+			if name := fmt.Sprintf("n%d", 1+r.IntN(9)); r.IntN(3) == 0 {
+				psks[name]++
+				paired[name] = true
+			}
 			c, err := compute(state, "m", opts)
 			if err != nil {
 				t.Fatal(err)
 			}
-			next, ch, ok := last.next(state, opts.Paths)
+			next, ch, ok := last.next(state, opts.Paths, paired)
 			if !ok {
 				whole++
 				last = &followed{state, c}

@@ -27,18 +27,22 @@ func nodesOf(from, to int) (nodes []mesh.Node) {
 
 // amongMany is a Datapath that stands among a thousand nodes, the source of
 // its state, and what it logs.
-func amongMany(t testing.TB) (*Datapath, *source, *bytes.Buffer) {
+func amongMany(t testing.TB, set ...func(*Config)) (*Datapath, *source, *bytes.Buffer) {
 	testns.New(t)
 	testns.Sh(t, `
 		ip link add eth0 type veth peer name eth0x; ip link set eth0x up; ip link set eth0 up
 		ip address add 198.18.0.1/15 dev eth0
 		ip route add default via 198.18.0.254`)
 	src, dir, log := &source{}, t.TempDir(), &bytes.Buffer{}
-	d, err := New(Config{Node: "n0000", StateDir: dir, RunDir: dir, Device: "meshm", Services: true, Source: src, Board: &status.Board{},
+	cfg := Config{Node: "n0000", StateDir: dir, RunDir: dir, Device: "meshm", Services: true, Source: src, Board: &status.Board{},
 		PodCIDRs: prefixesOf("10.0.0.0/8", "fd00:10:244::/48"), ServiceCIDRs: prefixesOf("172.20.0.0/16"),
 		SpawnUserspace: []string{exe(), "wireguard"},
 		Log:            slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	}
+	for _, f := range set {
+		f(&cfg)
+	}
+	d, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +69,15 @@ func (d *Datapath) afterwards(t testing.TB, src *source, s *mesh.State) {
 // afterwards nothing is left to do. What somebody else did meanwhile is put
 // right by the next whole round, which follows its event.
 func TestFollowAmongMany(t *testing.T) {
-	d, src, log := amongMany(t)
+	secret := byte(0)
+	d, src, log := amongMany(t, func(c *Config) {
+		c.PSK = func(n mesh.Node, _, _ mesh.Key) PSK {
+			if n.Name != "n0500" {
+				return PSK{}
+			}
+			return PSK{Secret: wireguard.Secret{secret, 1}}
+		}
+	})
 	nodes := nodesOf(0, 1000)
 	with := func(edit func(n *mesh.Node)) []mesh.Node {
 		all := slices.Clone(nodes)
@@ -107,6 +119,20 @@ func TestFollowAmongMany(t *testing.T) {
 		if plan, err := d.Plan(); err != nil || len(plan) > 0 {
 			t.Errorf("%s: left to do: %q, %v", c.name, plan[:min(len(plan), 5)], err)
 		}
+	}
+
+	log.Reset()
+	secret = 7
+	d.PSKChanged("n0500")
+	d.dirty.Store(uint32(pskDirt)) // the paths have their say with the next round
+	if err := d.apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := log.String(); !strings.Contains(got, "how=followed") || !strings.Contains(got, " did=1\n") {
+		t.Errorf("another preshared key: %s, want one operation", got)
+	}
+	if plan, err := d.Plan(); err != nil || len(plan) > 0 {
+		t.Errorf("another preshared key: left to do: %q, %v", plan[:min(len(plan), 5)], err)
 	}
 
 	testns.Sh(t, "ip route del 10.100.7.0/24 proto 77 dev meshm; nft flush chain inet meshd pod-out 2>/dev/null || nft flush table inet meshd")

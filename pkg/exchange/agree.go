@@ -34,7 +34,7 @@ func (x *Exchange) settle(c *conn, n mesh.Node, p *peer, own, theirs mesh.Key) e
 	}
 	x.markChecked(p, pair)
 	x.cfg.Log.Info("agreed on a preshared key", "node", n.Name, "own", own, "peer", theirs)
-	x.cfg.Changed()
+	x.cfg.Changed(n.Name)
 	return nil
 }
 
@@ -117,6 +117,6 @@ func (x *Exchange) confirmed(p *pending, n mesh.Node, req request) error {
 		return err
 	}
 	x.cfg.Log.Info("agreed on a preshared key", "node", n.Name, "own", p.pair.Second, "peer", p.pair.First)
-	x.cfg.Changed()
+	x.cfg.Changed(n.Name)
 	return nil
 }

@@ -32,8 +32,9 @@ type Config struct {
 	// Heard is told to which key of this node another sends, while this one
 	// changes its key, and when it was asked.
 	Heard func(node string, s Sending, asked time.Time)
-	// Changed is called when PSK has another answer. It must not block.
-	Changed func()
+	// Changed is called when PSK has another answer for a node. It must not
+	// block.
+	Changed func(node string)
 	Board   *status.Board
 	Log     *slog.Logger
 }
@@ -158,7 +159,7 @@ func (x *Exchange) PSK(n mesh.Node, own, key mesh.Key) Agreement {
 	if left <= 0 {
 		return Agreement{}
 	}
-	time.AfterFunc(left+time.Millisecond, x.cfg.Changed)
+	time.AfterFunc(left+time.Millisecond, func() { x.cfg.Changed(n.Name) })
 	return Agreement{Wait: "its preshared key is being agreed"}
 }
 

@@ -98,7 +98,7 @@ func (w *world) start(name string, key byte) *side {
 		},
 		Sends:   func(node string) (Sending, bool) { return Sending{Key: mesh.Key{key}, Second: true}, true },
 		Heard:   func(node string, x Sending, _ time.Time) { s.mu.Lock(); s.heard[node] = x; s.mu.Unlock() },
-		Changed: func() {},
+		Changed: func(string) {},
 	})
 	if err != nil {
 		w.Fatal(err)
@@ -645,7 +645,7 @@ func TestExpand(t *testing.T) {
 // A preshared key that was agreed on while we still talk about another stays,
 // though the node had not published its next key when we began to talk.
 func TestAgreedMeanwhile(t *testing.T) {
-	a, err := New(Config{Node: "a", Dir: t.TempDir(), Changed: func() {},
+	a, err := New(Config{Node: "a", Dir: t.TempDir(), Changed: func(string) {},
 		Keys: func() (current, next mesh.Key) { return mesh.Key{1}, mesh.Key{} }})
 	if err != nil {
 		t.Fatal(err)
