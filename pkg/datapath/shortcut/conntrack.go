@@ -4,13 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -118,42 +116,4 @@ func timeout(name string, otherwise int32) int32 {
 func loose() bool {
 	text, err := os.ReadFile(conntrackSysctls + "tcp_loose")
 	return err != nil || strings.TrimSpace(string(text)) != "0"
-}
-
-// forget has conntrack forget the TCP connections that leave the shortcut:
-// those between pods of this machine with one of leaving at an end. It has not
-// followed their windows, and would call what it sees next invalid, which a
-// firewall may drop. One that it forgot it takes up again, from the middle and
-// without looking at windows. Translated ones were never on the shortcut.
-func forget(leaving, local map[netip.Addr]bool) error {
-	var errs []error
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		for try := 0; ; try++ {
-			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, between{leaving, local})
-			if errors.Is(err, netlink.ErrDumpInterrupted) && try < 10 {
-				continue
-			}
-			if err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("forget connections of pods that leave the shortcut: %w", err))
-			}
-			break
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// between pods.
-type between struct{ leaving, local map[netip.Addr]bool }
-
-// MatchConntrackFlow is what the dump is filtered by.
-func (b between) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	src, dst := addrOf(c.Forward.SrcIP), addrOf(c.Forward.DstIP)
-	return c.Forward.Protocol == unix.IPPROTO_TCP && b.local[src] && b.local[dst] && (b.leaving[src] || b.leaving[dst]) &&
-		src == addrOf(c.Reverse.DstIP) && dst == addrOf(c.Reverse.SrcIP) &&
-		c.Forward.SrcPort == c.Reverse.DstPort && c.Forward.DstPort == c.Reverse.SrcPort
-}
-
-func addrOf(ip []byte) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
 }

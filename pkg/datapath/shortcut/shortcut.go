@@ -40,6 +40,7 @@ type Shortcut struct {
 	// program, when it could be loaded; else why not, and when to try again.
 	program *loaded
 	why     string
+	leaving bool // with a program that is to go from all links
 	again   time.Time
 	hand    hand
 }
@@ -122,7 +123,13 @@ func (s *Shortcut) look() (have state, err error) {
 	if err != nil {
 		return have, fmt.Errorf("read which pods are attached here: %w", err)
 	}
-	return read(pods, s.program, s.hand.refused)
+	have, err = read(pods, s.program, s.hand.refused)
+	for i := range have.links {
+		if l := &have.links[i]; s.leaving {
+			l.short, l.why = false, s.why
+		}
+	}
+	return have, err
 }
 
 // apply is one round.
@@ -142,6 +149,9 @@ func (s *Shortcut) apply(context.Context) error {
 		}
 		again, err = s.hand.carryOut(diff(have))
 		if errs = append(errs, err); !again {
+			if err == nil {
+				s.left()
+			}
 			s.note(have)
 		}
 	}
@@ -157,11 +167,12 @@ func (s *Shortcut) do(o op) error {
 
 // ready loads the program, or says why there is none.
 func (s *Shortcut) ready() {
+	s.leaving = !s.cfg.Off && !loose()
 	switch {
 	case s.cfg.Off:
 		s.why = "off: --shortcut=off"
-	case !loose():
-		s.leave("off: net.netfilter.nf_conntrack_tcp_loose is 0, so no connection could come back from it")
+	case s.leaving:
+		s.why = "off: net.netfilter.nf_conntrack_tcp_loose is 0, so no connection could come back from it"
 	case s.program != nil, time.Now().Before(s.again):
 	default:
 		s.again = time.Now().Add(retry)
@@ -169,12 +180,12 @@ func (s *Shortcut) ready() {
 	}
 }
 
-// leave the shortcut: a program without links is none.
-func (s *Shortcut) leave(why string) {
-	if s.program != nil {
+// left closes the program that no link has any more, and no connection uses.
+func (s *Shortcut) left() {
+	if s.leaving && s.program != nil {
 		s.program.close()
+		s.program, s.again = nil, time.Time{}
 	}
-	s.program, s.why = nil, why
 }
 
 func (s *Shortcut) load() {
@@ -209,7 +220,7 @@ func (s *Shortcut) note(have state) {
 			text = fmt.Sprintf("%s; but %s: %s. If that is a shortcut, root can take it away: bpftool net detach tcx_ingress name %s dev %[2]s", s.why, l.name, l.foreign, programName)
 		}
 	}
-	if s.program == nil {
+	if s.program == nil || s.leaving {
 		s.cfg.Board.Note(check, text)
 		return
 	}

@@ -524,11 +524,94 @@ func remembered(t *testing.T, from netip.Addr, port uint16) (seconds uint32, ok 
 		t.Fatal(err)
 	}
 	for _, f := range flows {
-		if addrOf(f.Forward.SrcIP) == from && f.Forward.SrcPort == port {
+		if src, _ := netip.AddrFromSlice(f.Forward.SrcIP); src.Unmap() == from && f.Forward.SrcPort == port {
 			return f.TimeOut, true
 		}
 	}
 	return 0, false
+}
+
+// Where conntrack takes up no connection from the middle any more, the program
+// goes, in the order in which a link loses it, and comes back when it may.
+func TestWithoutLooseConnections(t *testing.T) {
+	l := newLab(t, 2, 3)
+	s := l.shortcut()
+	l.serve("p3", 3, 80)
+	c := l.dial("p2", "tcp", "10.244.1.3:80", 0)
+	c.ask(5, "hello", says("p3", addr4(2), "hello"))
+	var verbs []string
+	s.hand.do = func(o op) error {
+		if len(verbs) == 0 || verbs[len(verbs)-1] != o.verb {
+			verbs = append(verbs, o.verb)
+		}
+		return s.do(o)
+	}
+	testns.Sh(t, "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0")
+	l.round(s)
+	if got := strings.Join(verbs, " "); got != "unmap forget detach" {
+		t.Errorf("it went by %s", got)
+	}
+	if note := noteOf(l); s.program != nil || !strings.Contains(note, "nf_conntrack_tcp_loose is 0") {
+		t.Errorf("there is a program: %v; the board says %q", s.program != nil, note)
+	}
+	verbs = nil
+	testns.Sh(t, "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=1")
+	l.round(s)
+	if got := strings.Join(verbs, " "); got != "attach map" {
+		t.Errorf("it came back by %s", got)
+	}
+	c.ask(5, "hello", says("p3", addr4(2), "hello"))
+}
+
+// Of a table of many connections those are forgotten that leave the shortcut,
+// and of these the translated ones are left alone.
+func TestForgetsThoseAlone(t *testing.T) {
+	testns.New(t)
+	testns.Sh(t, `nft add table inet t; nft add chain inet t c '{ type filter hook forward priority 0; ct state new accept; }'
+		add() { conntrack -I -p "$1" -s "$2" -d "$3" --sport "$4" --dport 80 -t 600 $6 -r "$5" -q "$2" --reply-port-src 80 --reply-port-dst "$4" >/dev/null 2>&1; }
+		tcp="--state ESTABLISHED"
+		for i in $(seq 1000 1200); do add tcp 10.0.0.1 10.0.0.2 $i 10.0.0.2 "$tcp"; add tcp 192.0.2.1 192.0.2.2 $i 192.0.2.2 "$tcp"; done
+		add tcp 10.0.0.1 10.0.0.3 1 10.0.0.3 "$tcp"
+		add tcp 10.0.0.2 10.0.0.3 2 10.0.0.3 "$tcp"
+		add udp 10.0.0.1 10.0.0.2 3 10.0.0.2 ""
+		add tcp 10.0.0.1 10.0.0.9 4 10.0.0.2 "$tcp"
+		add tcp fd00::1 fd00::2 5 fd00::2 "$tcp"
+		add tcp fd00::2 fd00::3 6 fd00::3 "$tcp"`)
+	ports := func() string {
+		return strings.TrimSpace(testns.Sh(t, `(conntrack -L 2>/dev/null; conntrack -L -f ipv6 2>/dev/null) | sed 's/.*src=\([^ ]*\) dst=\([^ ]*\) sport=\([0-9]*\) .*src=.*/\1 \3/' | grep -v ^192 | sort -u | awk '$2 < 1000' | tr '\n' ';'`))
+	}
+	count := func() string { return strings.TrimSpace(testns.Sh(t, "conntrack -C")) }
+	if got := count(); got != "408" {
+		t.Fatalf("%s connections, want 408: %s", got, ports())
+	}
+	set := func(list ...string) map[netip.Addr]bool {
+		all := map[netip.Addr]bool{}
+		for _, a := range list {
+			all[netip.MustParseAddr(a)] = true
+		}
+		return all
+	}
+	if err := forget(set("10.0.0.1", "fd00::1"), set("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00::3")); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ports(), "10.0.0.1 3;10.0.0.1 4;10.0.0.2 2;fd00::2 6;"; got != want {
+		t.Errorf("left are %s, want %s", got, want)
+	}
+	if got := count(); got != "205" {
+		t.Errorf("%s connections are left, want 205", got)
+	}
+}
+
+// Bytes that are none are none, and break nothing.
+func FuzzFlow(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{8, 0, 1, 128, 4, 0, 1, 128})
+	f.Add([]byte{20, 0, 1, 128, 16, 0, 1, 128, 5, 0, 1, 0, 10, 0, 0, 0, 4, 0, 2, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if flow, err := parseFlow(b); err == nil {
+			between{}.match(flow)
+		}
+	})
 }
 
 // What goes wrong while the program is made is said, and everything is as
