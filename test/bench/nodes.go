@@ -418,7 +418,7 @@ func idleNode(ctx context.Context, w *story.World) ([]row, error) {
 		}
 	}
 	return []row{
-		{"1,000 nodes: API requests of an idle node an hour", strconv.Itoa(total * 60), "3600 of them renew the lease", "of an idle minute: " + strings.Join(names, ", ") + "; and 7 watches, each anew every 5 to 10 minutes"},
+		{"1,000 nodes: API requests of an idle node an hour", strconv.Itoa(total * 60), "3600 of them renew the lease", "of an idle minute: " + strings.Join(names, ", ") + "; and 8 watches, each anew every 5 to 10 minutes"},
 		{"1,000 nodes: CPU of an idle node", fmt.Sprintf("%.1f %%", (node2-node).Seconds()/.6), fmt.Sprintf("%.1f %% the device process", (device2-device).Seconds()/.6), "of one CPU, over a minute; debug log on"},
 	}, nil
 }
