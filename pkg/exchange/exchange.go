@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -21,7 +22,7 @@ type Config struct {
 	Node string
 	// Dir is the state folder: exchange.key and psk/ are in it.
 	Dir string
-	// Port to listen on, TCP.
+	// Port to listen on, TCP; another one where somebody has it.
 	Port int
 	// State of the cluster, nil while it is not known.
 	State func() *mesh.State
@@ -63,6 +64,8 @@ type Exchange struct {
 	loop  *reconcile.Loop
 	work  sync.WaitGroup // visits under way
 	slots chan struct{}  // of visits without a connection yet
+	port  int
+	first net.Listener // for serve; nil where that was not possible yet
 
 	mu    sync.Mutex
 	peers map[string]*peer
@@ -83,7 +86,7 @@ type peer struct {
 	err      error
 }
 
-// New loads the identity and the preshared keys.
+// New loads the identity and the preshared keys, and opens the port.
 func New(cfg Config) (*Exchange, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -102,12 +105,13 @@ func New(cfg Config) (*Exchange, error) {
 	x := &Exchange{cfg: cfg, id: id, store: store, peers: map[string]*peer{}, slots: make(chan struct{}, maxVisits)}
 	x.loop = reconcile.New(reconcile.Config{Name: "exchange", Do: x.round, Resync: recheck, Log: cfg.Log})
 	x.timer = time.AfterFunc(time.Hour, x.loop.Kick)
+	x.choosePort()
 	return x, nil
 }
 
 // Published is what others have to know of this node.
 func (x *Exchange) Published() mesh.Exchange {
-	return mesh.Exchange{Port: uint16(x.cfg.Port), Pin: x.id.Pin}
+	return mesh.Exchange{Port: uint16(x.port), Pin: x.id.Pin}
 }
 
 // Kick says that keys or nodes changed. It never blocks.

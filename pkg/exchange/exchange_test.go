@@ -125,6 +125,35 @@ func (w *world) start(name string, key byte) *side {
 	return s
 }
 
+// The port of one node has a connection going out, as the kernel gives it to
+// any; it may last for days. The two agree all the same.
+func TestPortOfAConnection(t *testing.T) {
+	w := newWorld(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	out, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	taken := out.LocalAddr().(*net.TCPAddr).Port
+	w.start("n1", 1)
+	w.known["n2"] = &side{dir: filepath.Join(t.TempDir(), "n2"), Exchange: &Exchange{cfg: Config{Port: taken}}} // where n2 starts
+	n2 := w.start("n2", 2)
+	if port := n2.Published().Port; int(port) == taken || port == 0 {
+		t.Errorf("published port %d, and %d is taken", port, taken)
+	}
+	w.same("n1", "n2", 1, 2)
+	for _, c := range n2.board.Checks() {
+		if c.Name == "psk/listening" && (!c.Healthy || !strings.Contains(c.Note, fmt.Sprintf("TCP port %d is in use", taken))) {
+			t.Errorf("check %+v", c)
+		}
+	}
+}
+
 func (w *world) eventually(what string, f func() error) {
 	w.Helper()
 	deadline := time.Now().Add(20 * time.Second)

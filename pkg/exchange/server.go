@@ -41,7 +41,7 @@ const (
 func (x *Exchange) serve(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := x.listen(ctx)
-		x.cfg.Board.Report("psk/listening", err, fmt.Sprintf("free TCP port %d, or choose another --listen-port; without it the nodes cannot agree on preshared keys nor change their keys", x.cfg.Port))
+		x.cfg.Board.Report("psk/listening", err, fmt.Sprintf("free TCP port %d, or choose another --listen-port; without it the nodes cannot agree on preshared keys nor change their keys", x.port))
 		if err != nil {
 			x.cfg.Log.Warn("key exchange", "err", err)
 		}
@@ -53,14 +53,48 @@ func (x *Exchange) serve(ctx context.Context) error {
 	return nil
 }
 
-func (x *Exchange) listen(ctx context.Context) error {
-	l, err := net.Listen("tcp", fmt.Sprintf(":%d", x.cfg.Port))
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+// choosePort opens the port that is wished. It is among those that the kernel
+// gives to connections going out, of which a busy machine, such as one with a
+// control plane, has hundreds that last for days. Where one of them has it,
+// another port serves as well: it is published.
+func (x *Exchange) choosePort() {
+	x.port = x.cfg.Port
+	l, err := listen(x.port)
+	if errors.Is(err, unix.EADDRINUSE) {
+		if l, err = listen(0); err == nil {
+			x.port = l.Addr().(*net.TCPAddr).Port
+			x.cfg.Log.Warn("key exchange", "err", x.elsewhere())
+		}
 	}
-	x.cfg.Board.OK("psk/listening")
+	if err == nil {
+		x.first = l
+	}
+}
+
+func (x *Exchange) elsewhere() string {
+	return fmt.Sprintf("TCP port %d is in use (`ss -Htanp sport = %[1]d`), so the others are told port %d until meshd starts again: a firewall has to let that through", x.cfg.Port, x.port)
+}
+
+func (x *Exchange) listen(ctx context.Context) (err error) {
+	l := x.first
+	if x.first = nil; l == nil {
+		if l, err = listen(x.port); err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+	}
+	x.listening()
 	return x.accept(ctx, l)
 }
+
+func (x *Exchange) listening() {
+	if x.port != x.cfg.Port {
+		x.cfg.Board.Note("psk/listening", x.elsewhere())
+		return
+	}
+	x.cfg.Board.OK("psk/listening")
+}
+
+func listen(port int) (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) }
 
 // accept callers until ctx ends. It closes l.
 func (x *Exchange) accept(ctx context.Context, l net.Listener) error {
@@ -81,8 +115,9 @@ func (x *Exchange) accept(ctx context.Context, l net.Listener) error {
 		if err != nil && !passes(err) {
 			return fmt.Errorf("accept: %w", err)
 		}
-		x.cfg.Board.Report("psk/listening", err, "look what has all the files or the memory; callers wait until there is room")
+		x.listening()
 		if err != nil { // the port stays open, and who has a connection keeps it
+			x.cfg.Board.Fail("psk/listening", err.Error(), "look what has all the files or the memory; callers wait until there is room")
 			x.cfg.Log.Warn("key exchange", "err", fmt.Errorf("accept: %w", err))
 			select {
 			case <-ctx.Done():

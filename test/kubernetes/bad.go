@@ -27,8 +27,11 @@ spec:
 
 const demoNamespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n---\n"
 
+// startPod tries until the new namespace has its service account.
 func (w *World) startPod(ctx context.Context, name, node string) error {
-	return w.Apply(ctx, name, demoNamespace+fmt.Sprintf(aPod, name, node))
+	return w.Until(ctx, func(ctx context.Context) error {
+		return w.Apply(ctx, name, demoNamespace+fmt.Sprintf(aPod, name, node))
+	})
 }
 
 // eventSays waits for an event about an object that has all these words; it
@@ -116,7 +119,7 @@ func (w *World) saidToAll(ctx context.Context, node, waits, words string) (strin
 
 // nothingBegun wants a machine's links, addresses, routes, rules and tables to
 // be those of before, and no network configuration. The pod of meshd-wireguard
-// makes an empty device where it can.
+// makes an empty device and its sockets where it can.
 func (w *World) nothingBegun(ctx context.Context, node string) error {
 	after, err := w.Machine(node).Run(ctx, "sh", "-c", look)
 	if err != nil {
@@ -124,7 +127,7 @@ func (w *World) nothingBegun(ctx context.Context, node string) error {
 	}
 	var left []string
 	for line := range strings.Lines(differences(w.before[node], after)) {
-		if !strings.HasPrefix(line, "+ file /") && !strings.HasPrefix(line, "+ link mesh0:") && !strings.Contains(line, "socket tcp") && !strings.Contains(line, "socket udp") {
+		if !strings.HasPrefix(line, "+ file /") && !strings.HasPrefix(line, "+ folder /run/wireguard/mesh0.d") && !strings.HasPrefix(line, "+ link mesh0:") && !strings.Contains(line, "socket tcp") && !strings.Contains(line, "socket udp") {
 			left = append(left, line)
 		}
 	}
