@@ -67,8 +67,9 @@ type sent struct {
 }
 
 const (
-	// No more than burst probes every pause, whatever happens.
-	burst, pause = 16, 50 * time.Millisecond
+	// No more than burst probes every pause, whatever happens. So many small
+	// ones, read at once, fit into 2 KB (see mtu.postpone).
+	burst, pause = 8, 25 * time.Millisecond
 	// maxSent bounds the probes remembered.
 	maxSent = 4096
 )
@@ -262,9 +263,7 @@ func (p *Paths) probe(peer *peer, size int, now time.Time) {
 	err := c.send(encodeEcho(echo{id: p.id, seq: p.seq, seen: peer.last.Endpoint, size: size}, to), to)
 	if err != nil {
 		p.cfg.Log.Debug("probe", "node", peer.target.Node, "size", size, "err", err)
-		if size != smallSize {
-			peer.mtu.unsent()
-		}
+		peer.unsent(size)
 		return
 	}
 	peer.counted(size)

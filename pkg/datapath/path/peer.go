@@ -112,6 +112,9 @@ type peer struct {
 	nextRung time.Time
 	did      string
 	natAsked time.Time
+	// posted is one more than the Anew with which a probe waits in the device
+	// for the first session; another one would only take room there.
+	posted int
 }
 
 // newPeer begins with the first endpoint.
@@ -269,7 +272,7 @@ func (p *peer) due(now time.Time, own []netip.AddrPort) []int {
 	case p.choice.Keepalive == On || now.Sub(p.began) >= decided:
 		p.choice.Keepalive = Off
 	}
-	ask := false
+	ask, anew := false, p.choice.Anew
 	if them && now.Sub(p.natAsked) >= natEvery {
 		p.natAsked, ask = now, true
 	}
@@ -283,7 +286,21 @@ func (p *peer) due(now time.Time, own []netip.AddrPort) []int {
 		sizes = []int{smallSize}
 	}
 	p.settle()
+	if len(sizes) > 0 && p.last.Handshake.IsZero() {
+		if p.posted > anew {
+			return nil
+		}
+		p.posted = anew + 1
+	}
 	return sizes
+}
+
+// unsent: a probe did not even leave.
+func (p *peer) unsent(size int) {
+	if size != smallSize {
+		p.mtu.unsent()
+	}
+	p.posted = 0
 }
 
 func (p *peer) rungTime() time.Duration {

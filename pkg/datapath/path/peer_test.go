@@ -293,8 +293,9 @@ func TestSearchEndsAtWhatPasses(t *testing.T) {
 	}
 }
 
-// Without a session nothing large is sent, which would wait in the device;
-// with one, at once.
+// Without a session nothing large is sent, which would wait in the device, and
+// of small probes one each time the session begins anew, or when one did not
+// leave; with a session the large one goes at once.
 func TestNothingLargeWaits(t *testing.T) {
 	w := newWorld(oneOnly...)
 	due := func(after time.Duration) []int {
@@ -304,12 +305,20 @@ func TestNothingLargeWaits(t *testing.T) {
 	if sizes := due(0); !slices.Equal(sizes, []int{smallSize}) {
 		t.Errorf("first it sends %d", sizes)
 	}
+	w.peer.unsent(smallSize)
+	posted := map[int]int{}
 	for range 600 {
 		w.stats.Tx += 200
 		w.peer.stats(w.stats, w.now)
-		if sizes := due(100 * time.Millisecond); len(sizes) > 1 || len(sizes) == 1 && sizes[0] != smallSize {
-			t.Fatalf("after %s without a session it sends %d", w.now.Sub(start), sizes)
+		anew := w.peer.choice.Anew
+		for _, size := range due(100 * time.Millisecond) {
+			if posted[anew]++; size != smallSize || posted[anew] > 1 {
+				t.Fatalf("after %s without a session it sends %d bytes, with session %d %d times", w.now.Sub(start), size, anew, posted[anew])
+			}
 		}
+	}
+	if len(posted) < 5 {
+		t.Errorf("of %d sessions begun these were asked for: %v", w.peer.choice.Anew, posted)
 	}
 	w.stats.Rx, w.stats.Handshake = 92, w.now
 	w.peer.stats(w.stats, w.now)
