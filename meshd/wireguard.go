@@ -37,7 +37,7 @@ The process becomes the program ` + tunnelProgram + ` where that lies beside mes
 			if err := becomeTunnel(os.Args[2:]); err != nil {
 				return err
 			}
-			cfg.Device, cfg.Hurry, cfg.Log = mesh.Device, true, slog.New(slog.NewTextHandler(os.Stderr, nil))
+			cfg.Device, cfg.Log = mesh.Device, slog.New(slog.NewTextHandler(os.Stderr, nil))
 			if len(args) == 1 {
 				cfg.Device = args[0]
 			}

@@ -31,7 +31,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	cfg := userspace.Config{Hurry: true, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	cfg := userspace.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: meshd-wireguard [FLAGS] [DEVICE]; see meshd wireguard --help")
 		flag.PrintDefaults()
