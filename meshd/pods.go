@@ -136,7 +136,7 @@ func watchFolder(ctx context.Context, dir string, kick func()) error {
 		return fmt.Errorf("watch pod records: %w", err)
 	}
 	var settled <-chan time.Time
-	var looked time.Time
+	var looked, soon time.Time // when last, and when in a moment
 	for {
 		select {
 		case <-ctx.Done():
@@ -145,7 +145,9 @@ func watchFolder(ctx context.Context, dir string, kick func()) error {
 			switch {
 			case strings.HasPrefix(filepath.Base(e.Name), ".") || e.Has(fsnotify.Write|fsnotify.Chmod):
 			case e.Has(fsnotify.Rename|fsnotify.Remove) && time.Since(looked) > podsSettle:
-				settled = time.After(goneSettle)
+				if !soon.After(looked) {
+					settled, soon = time.After(goneSettle), time.Now()
+				}
 			case settled == nil:
 				settled = time.After(podsSettle)
 			}

@@ -22,8 +22,9 @@ import (
 // next to.
 const maxFreed = 256
 
-// logSlack is how far the log grows beyond that before it is cut.
-const logSlack = 64
+// logSlack is how far the log grows beyond that before it is cut, and
+// maxResting how far if all of it rests: with a quarantine of an hour, say.
+const logSlack, maxResting = 64, 2048
 
 // free gives the addresses back. They rest in quarantine. Nothing is synced:
 // a power cut that undoes the rename also ends the boot the record is of.
@@ -53,13 +54,13 @@ func (s store) freed() (files, log []string, at map[netip.Addr]time.Duration, er
 	at = make(map[netip.Addr]time.Duration, 2*(len(log)+len(files)))
 	for _, all := range [][]string{log, files} {
 		for _, file := range all {
-			when, rest, _ := strings.Cut(file, ",")
-			t, err := strconv.ParseInt(when, 10, 64)
-			if err != nil || t < 0 {
+			t, ok := freedAt(file)
+			if !ok {
 				continue
 			}
+			_, rest, _ := strings.Cut(file, ",")
 			for a := range addressesOf(rest) {
-				at[a] = max(at[a], time.Duration(t))
+				at[a] = max(at[a], t)
 			}
 		}
 	}
@@ -80,8 +81,9 @@ func addressesOf(file string) iter.Seq[netip.Addr] {
 	}
 }
 
-// maxLog bounds what is read of the log: names of 255 bytes, and newlines.
-const maxLog = (maxFreed + 2*logSlack) * 256
+// maxLog bounds what is read of the log: maxResting names of 255 bytes, and
+// newlines, and as many again.
+const maxLog = 2 * maxResting * 256
 
 // readLog reads the names of what was given back and whose file has become
 // another record. Only whole lines count.
@@ -117,7 +119,12 @@ func (s store) remember(file string) error {
 		return fmt.Errorf("remember what was given back: %w", err)
 	}
 	defer f.Close()
+	about, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("remember what was given back: %w", err)
+	}
 	if _, err := f.WriteString(file + "\n"); err != nil {
+		_ = f.Truncate(about.Size()) // half a line would spoil the next one
 		return fmt.Errorf("remember what was given back: %w", err)
 	}
 	return nil
@@ -164,17 +171,39 @@ func (h *held) openFreed(freed []string) (path string, err error) {
 	return "", nil
 }
 
-// forget keeps freed/ bounded. Call it with the lock. What fails is tried again
-// the next time.
-func (s store) forget(files, log []string) {
+// forget keeps freed/ bounded, but for what rests. Call it with the lock. What
+// fails is tried again the next time.
+func (s store) forget(p pool) {
+	files := p.freedFiles
 	for _, file := range files[:max(0, len(files)-maxFreed)] {
+		if !p.rested(file) {
+			break // nor have those after it
+		}
 		_ = os.Remove(filepath.Join(s.dir, freedDir, file))
 	}
-	if len(log) < maxFreed+logSlack {
+	log, n := p.freedLog, 0
+	for n < len(log)-maxFreed && (p.rested(log[n]) || n < len(log)-maxResting) {
+		n++
+	}
+	if n < logSlack {
 		return
 	}
 	temp := s.path(tempPrefix + freedLog)
-	if err := os.WriteFile(temp, []byte(strings.Join(log[len(log)-maxFreed:], "\n")+"\n"), 0o644); err == nil {
+	if err := os.WriteFile(temp, []byte(strings.Join(log[n:], "\n")+"\n"), 0o644); err == nil {
 		_ = os.Rename(temp, s.logPath())
 	}
+}
+
+// rested: the addresses of what was given back are out of quarantine, or the
+// name is none of ours.
+func (p pool) rested(file string) bool {
+	at, ok := freedAt(file)
+	return !ok || at > p.now || p.rest(at) <= 0
+}
+
+// freedAt is the time in a name in freed/.
+func freedAt(file string) (time.Duration, bool) {
+	when, _, _ := strings.Cut(file, ",")
+	t, err := strconv.ParseInt(when, 10, 64)
+	return time.Duration(t), err == nil && t >= 0
 }

@@ -286,7 +286,7 @@ func (s store) reserve(q request) (h *held, r Record, reused bool, err error) {
 				q.record.IfName, q.record.ContainerID, q.record.HostLink, n.containerID)
 		}
 	}
-	s.forget(p.freedFiles, p.freedLog)
+	s.forget(p)
 	r = q.record
 	r.former = p.former(r)
 	if r.Addresses, err = p.choose(q.requested); err != nil {

@@ -87,8 +87,21 @@ func (m *mtu) postpone(now time.Time) bool {
 	if m.trial.size == 0 || now.Before(m.trial.next) {
 		return false
 	}
-	m.trial = trial{size: m.trial.size, next: now.Add(retryLast), doubt: m.trial.doubt, vain: m.trial.vain + 1}
+	m.vain(now)
 	return true
+}
+
+// vain ends a trial without any answer.
+func (m *mtu) vain(now time.Time) {
+	t := m.trial
+	m.trial = trial{size: t.size, doubt: t.doubt, vain: t.vain + 1, next: now.Add(min(time.Second<<min(t.vain, 10), retryLast))}
+}
+
+// sooner has a trial that waits go on at that time.
+func (m *mtu) sooner(at time.Time) {
+	if m.trial.size != 0 && at.Before(m.trial.next) {
+		m.trial.next = at
+	}
 }
 
 // begin tries the next size, or comes to rest: the top first, then halfway
@@ -161,7 +174,7 @@ func (m *mtu) verdict(now time.Time) {
 	t := &m.trial
 	switch {
 	case !t.small: // nothing is answered, so this says nothing
-		*t = trial{size: t.size, doubt: t.doubt, vain: t.vain + 1, next: now.Add(min(time.Second<<min(t.vain, 10), retryLast))}
+		m.vain(now)
 		return
 	case t.size <= m.use: // a black hole
 		m.low, m.high, m.use = floorOf(m.top), t.size, floorOf(m.top)

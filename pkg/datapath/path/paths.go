@@ -54,6 +54,7 @@ type Paths struct {
 	turn    int
 	own     []netip.AddrPort
 	told    map[string]Choice // as last announced
+	toldAt  time.Time
 	seq     uint16
 	sent    map[uint16]sent
 	conns   [2]*conn
@@ -72,6 +73,10 @@ const (
 	burst, pause = 8, 25 * time.Millisecond
 	// maxSent bounds the probes remembered.
 	maxSent = 4096
+	// tellEvery is the least time between two calls of Changed: most of what
+	// one costs is the same for one peer and for thirty, and who has a thousand
+	// silent ones has other things to do as well.
+	tellEvery = 100 * time.Millisecond
 )
 
 // New makes Paths without peers.
@@ -102,7 +107,7 @@ func (p *Paths) Set(targets []Target, own []netip.AddrPort) {
 		p.remotes[t.Remote] = t.Node
 	}
 	p.peers = keep
-	p.announce()
+	p.announce(now)
 	p.poke()
 }
 
@@ -116,7 +121,7 @@ func (p *Paths) Stats(stats map[mesh.Key]wireguard.Stats) {
 			p.watch(peer, now, func() { peer.stats(s, now) })
 		}
 	}
-	p.announce()
+	p.announce(now)
 	p.poke()
 }
 
@@ -169,13 +174,19 @@ func (p *Paths) Seen() []netip.AddrPort {
 	return slices.Compact(seen)
 }
 
-// announce calls Changed if something is to be told.
-func (p *Paths) announce() {
-	now := p.choices()
-	if p.told != nil && !maps.Equal(now, p.told) && p.cfg.Changed != nil {
+// announce calls Changed if something is to be told, and returns how long that
+// has to wait if it was told of something just now.
+func (p *Paths) announce(now time.Time) (wait time.Duration) {
+	choices := p.choices()
+	if p.told != nil && !maps.Equal(choices, p.told) && p.cfg.Changed != nil {
+		if wait = p.toldAt.Add(tellEvery).Sub(now); wait > 0 {
+			return wait
+		}
+		p.toldAt = now
 		p.cfg.Changed()
 	}
-	p.told = now
+	p.told = choices
+	return 0
 }
 
 func (p *Paths) poke() {
@@ -235,15 +246,21 @@ func (p *Paths) round(now time.Time) time.Duration {
 			p.turn, wait = k, pause
 			break
 		}
-		for _, size := range peer.due(now, p.own) {
-			count++
+		was := peer.choice
+		sizes := peer.due(now, p.own)
+		for _, size := range sizes {
 			p.probe(peer, size, now)
+		}
+		if count += len(sizes); len(sizes) == 0 && peer.choice != was {
+			count++ // to do something about many at once is no less
 		}
 		if at := peer.wake(); !at.IsZero() {
 			wait = min(wait, max(at.Sub(now), pause/5))
 		}
 	}
-	p.announce()
+	if later := p.announce(now); later > 0 {
+		wait = min(wait, later)
+	}
 	return wait
 }
 
@@ -263,7 +280,7 @@ func (p *Paths) probe(peer *peer, size int, now time.Time) {
 	err := c.send(encodeEcho(echo{id: p.id, seq: p.seq, seen: peer.last.Endpoint, size: size}, to), to)
 	if err != nil {
 		p.cfg.Log.Debug("probe", "node", peer.target.Node, "size", size, "err", err)
-		peer.unsent(size)
+		peer.unsent(size, now)
 		return
 	}
 	peer.counted(size)
@@ -299,6 +316,6 @@ func (p *Paths) received(e echo, from netip.Addr) {
 	}
 	delete(p.sent, e.seq)
 	p.watch(peer, now, func() { peer.answered(e.size, now.Sub(s.at), now) })
-	p.announce()
+	p.announce(now)
 	p.poke()
 }

@@ -83,6 +83,9 @@ const (
 	// decided so long after a start both sides must have said where they see
 	// each other.
 	decided = natEvery + 10*time.Second
+	// postAgain so long a probe is taken to wait in the device for a session.
+	// It may have gone with what was there before.
+	postAgain = 5 * time.Second
 	// busy is what is sent between two looks for the MTU to matter.
 	busy = 1000
 )
@@ -106,15 +109,17 @@ type peer struct {
 
 	shaken   time.Time // the handshake after which it was last heard
 	waiting  time.Time // since when we send and nothing comes back
+	hail     bool      // the device forgot a peer that was waited for: ask it again
 	lively   time.Time // when it was last asked for being silent
 	silent   time.Time // since when it counts as silent; zero: it does not
 	rung     int
 	nextRung time.Time
 	did      string
 	natAsked time.Time
-	// posted is one more than the Anew with which a probe waits in the device
-	// for the first session; another one would only take room there.
-	posted int
+	// posted is when the last probe went that has to wait in the device for a
+	// session, and the Anew there was; another one would only take room there.
+	posted     time.Time
+	postedAnew int
 }
 
 // newPeer begins with the first endpoint.
@@ -201,6 +206,11 @@ func (p *peer) stats(s wireguard.Stats, now time.Time) {
 	old, known := p.last, p.known
 	p.last, p.known, p.looked = s, true, now
 	if !known || s.Tx < old.Tx || s.Rx < old.Rx { // new, or the device began anew
+		if known && s.Handshake.IsZero() { // what waited there is gone as well
+			p.hail = p.hail || !p.waiting.IsZero() || !p.silent.IsZero()
+			p.posted = time.Time{}
+			p.mtu.heard(now)
+		}
 		old.Tx, old.Rx, p.waiting = s.Tx, s.Rx, time.Time{}
 		p.roamed = !s.Handshake.IsZero()
 	}
@@ -272,7 +282,8 @@ func (p *peer) due(now time.Time, own []netip.AddrPort) []int {
 	case p.choice.Keepalive == On || now.Sub(p.began) >= decided:
 		p.choice.Keepalive = Off
 	}
-	ask, anew := false, p.choice.Anew
+	ask, anew := p.hail, p.choice.Anew
+	p.hail = false
 	if them && now.Sub(p.natAsked) >= natEvery {
 		p.natAsked, ask = now, true
 	}
@@ -287,20 +298,22 @@ func (p *peer) due(now time.Time, own []netip.AddrPort) []int {
 	}
 	p.settle()
 	if len(sizes) > 0 && p.last.Handshake.IsZero() {
-		if p.posted > anew {
+		if p.postedAnew == anew && now.Sub(p.posted) < max(postAgain, p.rungTime()) {
 			return nil
 		}
-		p.posted = anew + 1
+		p.posted, p.postedAnew = now, anew
 	}
 	return sizes
 }
 
 // unsent: a probe did not even leave.
-func (p *peer) unsent(size int) {
+func (p *peer) unsent(size int, now time.Time) {
 	if size != smallSize {
 		p.mtu.unsent()
+	} else if p.last.Handshake.IsZero() {
+		p.mtu.sooner(now.Add(attemptEvery))
 	}
-	p.posted = 0
+	p.posted = time.Time{}
 }
 
 func (p *peer) rungTime() time.Duration {
@@ -351,6 +364,9 @@ func (p *peer) wake() time.Time {
 		if at.IsZero() || t.Before(at) {
 			at = t
 		}
+	}
+	if p.hail {
+		sooner(p.looked)
 	}
 	if p.choice.Keepalive == Undecided {
 		sooner(p.began.Add(decided))

@@ -294,8 +294,8 @@ func TestSearchEndsAtWhatPasses(t *testing.T) {
 }
 
 // Without a session nothing large is sent, which would wait in the device, and
-// of small probes one each time the session begins anew, or when one did not
-// leave; with a session the large one goes at once.
+// of small probes one each time the session begins anew, every few seconds, or
+// when one did not leave; with a session the large one goes at once.
 func TestNothingLargeWaits(t *testing.T) {
 	w := newWorld(oneOnly...)
 	due := func(after time.Duration) []int {
@@ -305,16 +305,20 @@ func TestNothingLargeWaits(t *testing.T) {
 	if sizes := due(0); !slices.Equal(sizes, []int{smallSize}) {
 		t.Errorf("first it sends %d", sizes)
 	}
-	w.peer.unsent(smallSize)
-	posted := map[int]int{}
+	w.peer.unsent(smallSize, w.now)
+	if sizes := due(attemptEvery); !slices.Equal(sizes, []int{smallSize}) {
+		t.Errorf("after it did not leave it sends %d", sizes)
+	}
+	posted := map[int]time.Time{w.peer.choice.Anew: w.now}
 	for range 600 {
 		w.stats.Tx += 200
 		w.peer.stats(w.stats, w.now)
 		anew := w.peer.choice.Anew
 		for _, size := range due(100 * time.Millisecond) {
-			if posted[anew]++; size != smallSize || posted[anew] > 1 {
-				t.Fatalf("after %s without a session it sends %d bytes, with session %d %d times", w.now.Sub(start), size, anew, posted[anew])
+			if before, ok := posted[anew]; size != smallSize || ok && w.now.Sub(before) < postAgain {
+				t.Fatalf("after %s without a session it sends %d bytes, with session %d the last at %s", w.now.Sub(start), size, anew, before.Sub(start))
 			}
+			posted[anew] = w.now
 		}
 	}
 	if len(posted) < 5 {
@@ -327,6 +331,97 @@ func TestNothingLargeWaits(t *testing.T) {
 	}
 	if sizes := due(0); !slices.Equal(sizes, []int{1420}) {
 		t.Errorf("with a session it sends %d", sizes)
+	}
+}
+
+// kernelDevice begins a handshake when a packet wants one and never by itself;
+// a new session is a new peer, some time after it was chosen, and what the old
+// one had is gone: packets, counters, the last handshake.
+type kernelDevice struct {
+	there   bool // the peer was set
+	alive   bool // it can be reached
+	session bool
+	queued  bool
+	fresh   int
+	since   time.Time // when a new one was chosen
+	stats   wireguard.Stats
+}
+
+func (d *kernelDevice) step(p *peer, now time.Time) {
+	if p.choice.Fresh != d.fresh && d.since.IsZero() {
+		d.since = now
+	}
+	if !d.since.IsZero() && now.Sub(d.since) >= 50*time.Millisecond {
+		*d = kernelDevice{there: d.there, alive: d.alive, fresh: p.choice.Fresh}
+	}
+	if d.queued && !d.session {
+		d.stats.Tx += 148
+		if d.alive {
+			d.session, d.queued, d.stats.Handshake = true, false, now
+			d.stats.Rx += 92
+		}
+	}
+}
+
+func (d *kernelDevice) send(p *peer, size int, now time.Time) {
+	if !d.there {
+		p.unsent(size, now)
+		return
+	}
+	p.counted(size)
+	if d.queued = !d.session; d.session {
+		d.stats.Tx += int64(size)
+		if d.alive {
+			d.stats.Rx += int64(size)
+			p.answered(size, time.Millisecond, now)
+		}
+	}
+}
+
+// However a probe got lost on the way to a session: nobody sends anything, and
+// yet there is one soon after there can be.
+func TestSessionWithoutTraffic(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		there, alive  time.Duration // from when on
+		breaks, mends time.Duration
+		soon          time.Duration
+	}{
+		{"at once", 0, 0, 0, 0, time.Second},
+		{"its preshared key takes a while", 3 * time.Second, 0, 0, 0, time.Second},
+		{"a long while", 50 * time.Second, 0, 0, 0, time.Second},
+		{"it starts later", 0, 20 * time.Second, 0, 0, 10 * time.Second},
+		{"cut for a moment", 0, 0, 20 * time.Second, 25 * time.Second, 10 * time.Second},
+		{"cut for a minute", 0, 0, 20 * time.Second, 80 * time.Second, 35 * time.Second},
+		{"cut for ten", 0, 0, 20 * time.Second, 620 * time.Second, 35 * time.Second},
+	} {
+		w := newWorld(Endpoint{one, 1420}, Endpoint{two, 1420})
+		d, pod := &kernelDevice{}, c.breaks > 0
+		begin := max(c.there, c.alive, c.mends)
+		for ; ; w.now = w.now.Add(10 * time.Millisecond) {
+			since := w.now.Sub(start)
+			if since > begin+c.soon {
+				t.Errorf("%s: no session after %s; %+v, %+v", c.name, c.soon, w.peer.choice, *d)
+				break
+			}
+			d.there, d.alive = since >= c.there, since >= c.alive && (since < c.breaks || since >= c.mends)
+			if pod && since == c.breaks+time.Second { // one packet, that somebody notices
+				d.send(w.peer, 1000, w.now)
+				d.stats.Tx += 1000
+			}
+			d.step(w.peer, w.now)
+			if d.session && d.alive && since >= begin && d.stats.Rx > 1000 {
+				break
+			}
+			if since%(100*time.Millisecond) == 0 && d.there {
+				w.peer.stats(d.stats, w.now)
+			}
+			if at := w.peer.wake(); !at.IsZero() && !w.now.Before(at) {
+				for _, size := range w.peer.due(w.now, nil) {
+					d.send(w.peer, size, w.now)
+				}
+			}
+		}
 	}
 }
 

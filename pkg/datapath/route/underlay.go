@@ -81,8 +81,9 @@ func (u *Underlay) PathMTU(addr netip.Addr) int {
 	return 0 // as good as no route, and asked again with the next question
 }
 
-// noRoute are the kernel's answers to a question that it has understood.
-var noRoute = []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL}
+// noRoute are the kernel's answers to a question that it has understood, or is
+// about a family that it has not got.
+var noRoute = []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT}
 
 func (u *Underlay) pathMTU(addr netip.Addr) (int, error) {
 	if u.handle == nil {

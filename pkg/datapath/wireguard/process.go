@@ -73,7 +73,9 @@ func descriptorOf(pid int, device string) (int, error) {
 //
 // Since the link is open here as well it outlives the process, with addresses
 // and routes, and the next process goes on with it. What is sent meanwhile waits
-// in the link, and takes no other way. Without either process the link goes.
+// in the link, and takes no other way; the next process reads it from the start,
+// and drops what is for peers it has not been told of yet. Without either
+// process the link goes.
 type holder struct {
 	process *Process
 	watch   sync.WaitGroup

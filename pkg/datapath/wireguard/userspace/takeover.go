@@ -20,7 +20,8 @@ import (
 // without knowing: the link, with its addresses and routes, which lives on with
 // whoever has it open, and what the process was told. Sessions end with it; the
 // greetings of this process make new ones. So an upgrade of this program costs
-// a handshake and not a link. Packets to be sent wait in the link meanwhile.
+// a handshake and not a link. Packets to be sent wait in the link until this process reads it, and are lost from
+// then until it knows the peer.
 type predecessor struct {
 	pid int
 	// process is that process even when another one has its number.

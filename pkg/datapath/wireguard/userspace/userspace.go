@@ -10,8 +10,8 @@
 // When the process ends, for whatever reason, and meshd does not have its link
 // open for the next one, the link and with it every route into it are gone: pod
 // traffic then hits the blackholes of package route, never the underlay in
-// clear. SIGTERM therefore cuts the tunnels; an
-// upgrade of meshd must leave this process alone (systemd: KillMode=process).
+// clear. An upgrade of meshd must leave this process alone (systemd:
+// KillMode=process).
 // A process that begins anew sends every peer a handshake as soon as it is told
 // of it (greet.go).
 //
