@@ -308,7 +308,7 @@ func (m *model) step(s *modelState, i int, r *rotation, keys wireguard.Keys, oth
 	if m.asksNobody {
 		r.heard = map[string]word{others[0].Name: {Sending{keys.Next, keys.Stage() == wireguard.Leaving}, modelNow}}
 	}
-	goOn, without := r.mayGoOn(keys, others, all, modelNow)
+	goOn, without := r.mayGoOn(keys, others, all, nil, modelNow)
 	n.ready = !r.ready.IsZero()
 	s.without = s.without || len(without) > 0
 	switch {

@@ -69,6 +69,7 @@ const (
 	// patience is how long a node is waited for at a stage of a change that a
 	// person asked for, perhaps as the key is known to be lost, and patienceDue of one
 	// that the schedule began: people have that long to mend what is in the way.
+	// The schedule does not end for good a tunnel that is there (cutOff).
 	patience, patienceDue = 10 * time.Minute, 24 * time.Hour
 )
 
@@ -94,9 +95,13 @@ type Rotation struct {
 	wireguard.Keys
 	// Wanted: it begins as soon as it may.
 	Wanted bool
-	// Waiting for these peers, by name, and why; until then at the longest.
+	// Waiting for these peers, by name, and why; until then at the longest. One
+	// that has no such moment is waited for without limit.
 	Waiting map[string]string
 	Until   map[string]time.Time
+	// Cut are those of them that have no tunnel once the change goes on without
+	// them, until a preshared key is agreed for the next key.
+	Cut map[string]bool
 	// Due is when the schedule begins the next one; zero without a schedule.
 	Due time.Time
 }
@@ -114,6 +119,7 @@ type rotation struct {
 	second  sightings
 	left    map[string]leave
 	waiting map[string]string
+	cut     map[string]bool // of waiting, see cutOff
 	borne   borne
 	ready   time.Time // since when all are moved
 	waits   time.Time // since when somebody is not
@@ -155,9 +161,11 @@ func (d *Datapath) RotateKey() {
 func (d *Datapath) Rotation() Rotation {
 	d.rotation.mu.Lock()
 	defer d.rotation.mu.Unlock()
-	r := Rotation{Keys: d.device.Ring().Keys(), Wanted: d.rotation.wanted, Waiting: d.rotation.waiting, Until: map[string]time.Time{}}
+	r := Rotation{Keys: d.device.Ring().Keys(), Wanted: d.rotation.wanted, Waiting: d.rotation.waiting, Until: map[string]time.Time{}, Cut: d.rotation.cut}
 	for node := range r.Waiting {
-		r.Until[node] = d.rotation.borne.since[node].Add(d.rotation.patience())
+		if !d.rotation.spared(node) {
+			r.Until[node] = d.rotation.borne.since[node].Add(d.rotation.patience())
+		}
 	}
 	if d.cfg.KeyRotation > 0 {
 		r.Due = dueAt(d.cfg.Node, r.Keys, d.cfg.KeyRotation)
@@ -420,7 +428,7 @@ func (d *Datapath) step(ctx context.Context, keys wireguard.Keys, nodes []mesh.N
 			return ring.Begin()
 		}
 	}
-	may, without := d.rotation.mayGoOn(keys, nodes, s, now)
+	may, without := d.rotation.mayGoOn(keys, nodes, s, d.cfg.PSK, now)
 	if !may {
 		return nil
 	}
@@ -441,17 +449,40 @@ func (d *Datapath) tellWithout(keys wireguard.Keys, nodes []string) {
 // whose is, and who were waited for long enough.
 func (r *rotation) mayBegin(nodes []mesh.Node, s sessions, now time.Time) (may bool, without []string) {
 	busy := changing(nodes, s, now)
-	without = r.bear(wireguard.Steady, busy, now)
+	without = r.bear(wireguard.Steady, busy, nil, now)
 	r.set(busy)
 	return len(busy) == 0, without
 }
 
 // mayGoOn reports whether nobody sends any more to what is changed next.
-func (r *rotation) mayGoOn(keys wireguard.Keys, nodes []mesh.Node, s sessions, now time.Time) (may bool, without []string) {
+func (r *rotation) mayGoOn(keys wireguard.Keys, nodes []mesh.Node, s sessions, psk pskOf, now time.Time) (may bool, without []string) {
 	waiting, silent := r.unmoved(keys, nodes, s, now)
-	without = r.bear(keys.Stage(), waiting, now)
+	cut := map[string]bool{}
+	for _, n := range nodes { // without mu: who has the preshared keys asks for the Rotation under a lock of its own
+		if waiting[n.Name] != "" && cutOff(keys.Next, n, psk) {
+			cut[n.Name] = true
+		}
+	}
+	without = r.bear(keys.Stage(), waiting, cut, now)
 	return r.drained(waiting, silent || len(without) > 0, now), without
 }
+
+// pskOf two keys, see Options.PSK.
+type pskOf = func(n mesh.Node, own, peer mesh.Key) PSK
+
+// cutOff reports whether there is no tunnel to n any more when we have our
+// next key: the preshared key it needs is not agreed, on either device, and never
+// is while our TCP ports do not reach each other.
+func cutOff(next mesh.Key, n mesh.Node, psk pskOf) bool {
+	return psk != nil && !slices.ContainsFunc([]mesh.Key{n.PublicKey, newest(n)}, func(theirs mesh.Key) bool {
+		a := psk(n, next, theirs)
+		return a.Wait == "" || !a.Firm
+	})
+}
+
+// spared is a node that a change of the schedule waits for without limit. The
+// caller holds mu.
+func (r *rotation) spared(node string) bool { return r.cut[node] && !r.asked }
 
 func (r *rotation) patience() time.Duration {
 	if r.asked {
@@ -462,10 +493,11 @@ func (r *rotation) patience() time.Duration {
 
 // bear takes those out of waiting that were waited for long enough at this
 // stage. Once a change has begun they cannot make that longer by being ready
-// for a moment.
-func (r *rotation) bear(stage wireguard.Stage, waiting map[string]string, now time.Time) (without []string) {
+// for a moment. For those who are spared it begins when they are not any more.
+func (r *rotation) bear(stage wireguard.Stage, waiting map[string]string, cut map[string]bool, now time.Time) (without []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.cut = cut
 	if r.borne.stage != stage || r.borne.since == nil {
 		r.borne = borne{stage, map[string]time.Time{}}
 	}
@@ -474,7 +506,7 @@ func (r *rotation) bear(stage wireguard.Stage, waiting map[string]string, now ti
 	}
 	for _, node := range slices.Sorted(maps.Keys(waiting)) {
 		since, before := r.borne.since[node]
-		if !before {
+		if !before || r.spared(node) {
 			r.borne.since[node] = now
 		} else if now.Sub(since) >= r.patience() {
 			delete(waiting, node)
@@ -645,11 +677,24 @@ func (r Rotation) held() string {
 // unhold says what to do about it.
 func (d *Datapath) unhold(r Rotation) string {
 	node := r.first()
-	until := fmt.Sprintf("; nothing is lost meanwhile. At %s it goes on without %s, and packets between the two are lost until that has heard of the key", r.Until[node].Format(time.RFC3339), node)
+	until := "; nothing is lost meanwhile. " + d.until(r, node)
 	if r.Stage() == wireguard.Steady {
 		return fmt.Sprintf("on %s see `meshctl status` and `meshctl keys`: what does its own change wait for? A node that is not to be trusted, or will not come back, is to be deleted: kubectl delete node %[1]s", node) + until
 	}
 	return fmt.Sprintf("between this machine and %s UDP ports %d and %d and TCP port %d have to be open, and meshd has to run there", node, d.cfg.ListenPort, d.SecondPort(), d.cfg.ListenPort) + until
+}
+
+// until when node is waited for, and what it loses then.
+func (d *Datapath) until(r Rotation, node string) string {
+	cut := fmt.Sprintf("there is no tunnel between the two until TCP port %d works between them: a preshared key has to be agreed for the new key", d.cfg.ListenPort)
+	at, limited := r.Until[node]
+	switch {
+	case !limited:
+		return fmt.Sprintf("It waits for %s without limit, as otherwise %s. If this machine's key is known to be lost, `meshctl keys rotate` has it go on %.0f minutes later all the same", node, cut, patience.Minutes())
+	case !r.Cut[node]:
+		cut = "packets between the two are lost until that has heard of the key"
+	}
+	return fmt.Sprintf("At %s it goes on without %s, and %s", at.Format(time.RFC3339), node, cut)
 }
 
 // stuck reports whether somebody has been waited for for too long.
