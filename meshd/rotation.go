@@ -18,9 +18,10 @@ import (
 func (n *node) newExchange() error {
 	var err error
 	n.exchange, err = exchange.New(exchange.Config{
-		Node: n.cfg.NodeName,
-		Dir:  n.cfg.state("node"),
-		Port: n.cfg.ListenPort,
+		Node:  n.cfg.NodeName,
+		Dir:   n.cfg.state("node"),
+		Port:  n.cfg.ListenPort,
+		Moved: func() { n.publishing.Kick() },
 		State: func() *mesh.State {
 			return n.window.State()
 		},

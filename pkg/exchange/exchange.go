@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,8 +23,10 @@ type Config struct {
 	Node string
 	// Dir is the state folder: exchange.key and psk/ are in it.
 	Dir string
-	// Port to listen on, TCP; another one where somebody has it.
+	// Port to listen on, TCP; another one while somebody has it.
 	Port int
+	// Moved is called when Published changed. It must not block. Optional.
+	Moved func()
 	// State of the cluster, nil while it is not known.
 	State func() *mesh.State
 	// Keys of this node, the next one zero unless it changes its key.
@@ -52,6 +55,8 @@ const (
 	maxBackoff = time.Minute
 	// maxVisits at once that have to call first: a handshake takes some 100 KB.
 	maxVisits = 32
+	// regainEvery is how often a port that somebody had is tried again.
+	regainEvery = time.Minute
 	// minBackoff is short: mostly the other has not heard of a key yet.
 	minBackoff = 100 * time.Millisecond
 )
@@ -64,8 +69,12 @@ type Exchange struct {
 	loop  *reconcile.Loop
 	work  sync.WaitGroup // visits under way
 	slots chan struct{}  // of visits without a connection yet
-	port  int
-	first net.Listener // for serve; nil where that was not possible yet
+	first net.Listener   // for serve; nil where that was not possible yet
+	again time.Duration  // regainEvery
+	// published port.
+	published atomic.Int32
+	free      chan struct{} // of callers' connections, at all ports
+	counts    *counts
 
 	mu    sync.Mutex
 	peers map[string]*peer
@@ -102,7 +111,8 @@ func New(cfg Config) (*Exchange, error) {
 	for _, path := range store.setAside {
 		cfg.Log.Error("preshared keys could not be read; they are agreed anew", "moved to", path)
 	}
-	x := &Exchange{cfg: cfg, id: id, store: store, peers: map[string]*peer{}, slots: make(chan struct{}, maxVisits)}
+	x := &Exchange{cfg: cfg, id: id, store: store, peers: map[string]*peer{}, slots: make(chan struct{}, maxVisits),
+		again: regainEvery, free: make(chan struct{}, maxConns), counts: &counts{of: map[string]int{}}}
 	x.loop = reconcile.New(reconcile.Config{Name: "exchange", Do: x.round, Resync: recheck, Log: cfg.Log})
 	x.timer = time.AfterFunc(time.Hour, x.loop.Kick)
 	x.choosePort()
@@ -111,7 +121,7 @@ func New(cfg Config) (*Exchange, error) {
 
 // Published is what others have to know of this node.
 func (x *Exchange) Published() mesh.Exchange {
-	return mesh.Exchange{Port: uint16(x.port), Pin: x.id.Pin}
+	return mesh.Exchange{Port: uint16(x.port()), Pin: x.id.Pin}
 }
 
 // Kick says that keys or nodes changed. It never blocks.

@@ -99,10 +99,12 @@ func (w *world) start(name string, key byte) *side {
 		Sends:   func(node string) (Sending, bool) { return Sending{Key: mesh.Key{key}, Second: true}, true },
 		Heard:   func(node string, x Sending, _ time.Time) { s.mu.Lock(); s.heard[node] = x; s.mu.Unlock() },
 		Changed: func(string) {},
+		Moved:   func() { w.change(name, func(n *mesh.Node) { n.Exchange = s.Published() }) },
 	})
 	if err != nil {
 		w.Fatal(err)
 	}
+	s.again = 10 * time.Millisecond
 	w.known[name] = s
 	w.change(name, func(n *mesh.Node) {
 		*n = mesh.Node{Name: name, UID: "uid-" + name, PublicKey: mesh.Key{key}, Ready: true, Exchange: s.Published(),
@@ -126,7 +128,8 @@ func (w *world) start(name string, key byte) *side {
 }
 
 // The port of one node has a connection going out, as the kernel gives it to
-// any; it may last for days. The two agree all the same.
+// any; it may last for days. The two agree all the same, and go back when it
+// has ended. Who has not heard of that gets an answer as well.
 func TestPortOfAConnection(t *testing.T) {
 	w := newWorld(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -147,9 +150,33 @@ func TestPortOfAConnection(t *testing.T) {
 		t.Errorf("published port %d, and %d is taken", port, taken)
 	}
 	w.same("n1", "n2", 1, 2)
-	for _, c := range n2.board.Checks() {
-		if c.Name == "psk/listening" && (!c.Healthy || !strings.Contains(c.Note, fmt.Sprintf("TCP port %d is in use", taken))) {
-			t.Errorf("check %+v", c)
+	listening := func() (c status.Check) {
+		checks := n2.board.Checks()
+		return checks[slices.IndexFunc(checks, func(c status.Check) bool { return c.Name == "psk/listening" })]
+	}
+	if c := listening(); !c.Healthy || !strings.Contains(c.Note, fmt.Sprintf("TCP port %d is in use", taken)) {
+		t.Errorf("check %+v", c)
+	}
+
+	before, _ := w.state().Node("n2")
+	_ = out.(*net.TCPConn).SetLinger(0) // nothing of it stays
+	out.Close()
+	w.eventually("back on its port", func() error {
+		n, _ := w.state().Node("n2")
+		if c := listening(); int(n.Exchange.Port) != taken || !c.Healthy || c.Note != "" {
+			return fmt.Errorf("published port %d, want %d, check %+v", n.Exchange.Port, taken, c)
+		}
+		return nil
+	})
+	after, _ := w.state().Node("n2")
+	for _, n := range []mesh.Node{before, after} {
+		c, err := w.known["n1"].dial(t.Context(), n)
+		if err != nil {
+			t.Fatalf("port %d: %v", n.Exchange.Port, err)
+		}
+		defer c.Close()
+		if _, err := c.ask(request{Op: opSends, From: "n1", To: "n2"}); err != nil {
+			t.Errorf("port %d: %v", n.Exchange.Port, err)
 		}
 	}
 }

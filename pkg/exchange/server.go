@@ -36,33 +36,54 @@ const (
 	askTimeout = 5 * time.Second
 )
 
-// serve answers the other nodes. A port that is taken is told and tried again:
-// tunnels go on without it.
+// serve answers the other nodes, on the port that is published and, when that
+// is the wished one again, on the one before for as long as it can: the others
+// have not heard yet.
 func (x *Exchange) serve(ctx context.Context) error {
+	var ports sync.WaitGroup
+	defer ports.Wait()
+	port := x.port()
+	if port != x.cfg.Port {
+		ports.Go(func() {
+			if l := x.regain(ctx); l != nil {
+				x.serveAt(ctx, x.cfg.Port, l)
+			}
+		})
+	}
+	x.serveAt(ctx, port, x.first)
+	return nil
+}
+
+// serveAt a port, l if that is open, until ctx ends. One that is taken is told
+// and tried again: tunnels go on without it.
+func (x *Exchange) serveAt(ctx context.Context, port int, l net.Listener) {
 	for ctx.Err() == nil {
-		err := x.listen(ctx)
-		x.cfg.Board.Report("psk/listening", err, fmt.Sprintf("free TCP port %d, or choose another --listen-port; without it the nodes cannot agree on preshared keys nor change their keys", x.port))
+		err := x.listen(ctx, port, l)
+		l = nil
 		if err != nil {
 			x.cfg.Log.Warn("key exchange", "err", err)
 		}
+		if port != x.port() {
+			return // it was of use until it failed
+		}
+		x.cfg.Board.Report("psk/listening", err, fmt.Sprintf("free TCP port %d, or choose another --listen-port; without it the nodes cannot agree on preshared keys nor change their keys", port))
 		select {
 		case <-ctx.Done():
 		case <-time.After(5 * time.Second):
 		}
 	}
-	return nil
 }
 
 // choosePort opens the port that is wished. It is among those that the kernel
 // gives to connections going out, of which a busy machine, such as one with a
 // control plane, has hundreds that last for days. Where one of them has it,
-// another port serves as well: it is published.
+// another port serves as well, until it is free: it is published.
 func (x *Exchange) choosePort() {
-	x.port = x.cfg.Port
-	l, err := listen(x.port)
+	x.publish(x.cfg.Port)
+	l, err := listen(x.cfg.Port)
 	if errors.Is(err, unix.EADDRINUSE) {
 		if l, err = listen(0); err == nil {
-			x.port = l.Addr().(*net.TCPAddr).Port
+			x.publish(l.Addr().(*net.TCPAddr).Port)
 			x.cfg.Log.Warn("key exchange", "err", x.elsewhere())
 		}
 	}
@@ -71,14 +92,39 @@ func (x *Exchange) choosePort() {
 	}
 }
 
+func (x *Exchange) port() int        { return int(x.published.Load()) }
+func (x *Exchange) publish(port int) { x.published.Store(int32(port)) }
+
 func (x *Exchange) elsewhere() string {
-	return fmt.Sprintf("TCP port %d is in use (`ss -Htanp sport = %[1]d`), so the others are told port %d until meshd starts again: a firewall has to let that through", x.cfg.Port, x.port)
+	return fmt.Sprintf("TCP port %d is in use (`ss -Htanp sport = %[1]d`), so the others are told port %d until it is free, which is looked at each minute: a firewall has to let that through", x.cfg.Port, x.port())
 }
 
-func (x *Exchange) listen(ctx context.Context) (err error) {
-	l := x.first
-	if x.first = nil; l == nil {
-		if l, err = listen(x.port); err != nil {
+// regain opens the wished port when it is free, and has it published; nil when
+// ctx ends before.
+func (x *Exchange) regain(ctx context.Context) net.Listener {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(x.again):
+		}
+		l, err := listen(x.cfg.Port)
+		if err != nil {
+			continue
+		}
+		x.cfg.Log.Info("key exchange", "port", x.cfg.Port, "before", x.port())
+		x.publish(x.cfg.Port)
+		if x.cfg.Moved != nil {
+			x.cfg.Moved()
+		}
+		return l
+	}
+}
+
+// listen at port until ctx ends; l is open already, or nil.
+func (x *Exchange) listen(ctx context.Context, port int, l net.Listener) (err error) {
+	if l == nil {
+		if l, err = listen(port); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
@@ -87,7 +133,7 @@ func (x *Exchange) listen(ctx context.Context) (err error) {
 }
 
 func (x *Exchange) listening() {
-	if x.port != x.cfg.Port {
+	if x.port() != x.cfg.Port {
 		x.cfg.Board.Note("psk/listening", x.elsewhere())
 		return
 	}
@@ -105,8 +151,6 @@ func (x *Exchange) accept(ctx context.Context, l net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel() // closes them: some would live as long as their callers
-	free := make(chan struct{}, maxConns)
-	counts := &counts{of: map[string]int{}}
 	for {
 		raw, err := l.Accept()
 		if ctx.Err() != nil {
@@ -126,14 +170,14 @@ func (x *Exchange) accept(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		select {
-		case free <- struct{}{}:
+		case x.free <- struct{}{}:
 		default:
 			raw.Close()
 			continue
 		}
 		conns.Go(func() {
-			defer func() { <-free }()
-			x.serveConn(ctx, raw, counts)
+			defer func() { <-x.free }()
+			x.serveConn(ctx, raw, x.counts)
 		})
 	}
 }
