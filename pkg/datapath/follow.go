@@ -36,7 +36,7 @@ func (d *Datapath) follow(ctx context.Context, state *mesh.State, what dirt, pai
 	if what&pathsDirt != 0 {
 		paths = d.paths.Choices()
 	}
-	last.opts.OnDevice = d.onDevice() // not what was on it in the last whole round
+	last.opts.OnDevice = d.stillOnDevice() // not what was on it in the last whole round
 	next, ch, ok := last.next(state, paths, paired)
 	if !ok || ch.services && !slices.Equal(d.clusterDNS(state), last.opts.ClusterDNS) {
 		return false, nil

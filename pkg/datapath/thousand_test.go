@@ -146,6 +146,19 @@ func TestFollowAmongMany(t *testing.T) {
 	}
 }
 
+// What is on the device is known without reading it, whatever was followed.
+func TestKnownToBeOnTheDevice(t *testing.T) {
+	d, src, _ := amongMany(t)
+	all := nodesOf(0, 1001)
+	last := all[1000].PublicKey
+	for _, n := range []int{1001, 1000, 1001} {
+		d.afterwards(t, src, &mesh.State{Nodes: all[:n]})
+		if has, known := d.device.Has(last); !known || has != (n == 1001) {
+			t.Errorf("of %d nodes: the last is there %v, known %v", n, has, known)
+		}
+	}
+}
+
 func BenchmarkWholeRound(b *testing.B) {
 	d, _, _ := amongMany(b)
 	for b.Loop() {

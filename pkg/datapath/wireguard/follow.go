@@ -69,6 +69,17 @@ func (d *Device) Follow(ctx context.Context, cfg Config, keys []mesh.Key) (did [
 	return printed(ops), nil
 }
 
+// Has reports whether the device has this peer, as far as Follow knows it.
+func (d *Device) Has(k mesh.Key) (has, known bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.have == nil {
+		return false, false
+	}
+	_, has = d.have.peers[k]
+	return has, true
+}
+
 // changed keeps what is known of the device true after an op was done.
 func (d *Device) changed(o op) {
 	d.changes++
